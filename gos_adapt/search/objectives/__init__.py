@@ -1,0 +1,1 @@
+"""gos_adapt/search/objectives."""
