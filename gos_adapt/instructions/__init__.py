@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
-from gos_adapt.instructions.base import Instruction
+from typing import TYPE_CHECKING
 
-INSTRUCTIONS: dict[str, Instruction] = {}
+from gos_adapt.instructions import activation, aggregation, convolution, linear_algebra, pooling, structure
+
+if TYPE_CHECKING:
+    from gos_adapt.instructions.base import Instruction
+
+ROWS: tuple[Instruction, ...] = (
+    *convolution.ROWS,
+    *linear_algebra.ROWS,
+    *activation.ROWS,
+    *pooling.ROWS,
+    *aggregation.ROWS,
+    *structure.ROWS,
+)
+
+INSTRUCTIONS: dict[str, Instruction] = {row.name: row for row in ROWS}
+assert len(INSTRUCTIONS) == len(ROWS), "two instructions share a name"

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gos_adapt.errors import Rejection
-
 if TYPE_CHECKING:
     import numpy as np
+    import sympy
     import torch
+
+    from gos_adapt.errors import Rejection
 
 Shape = tuple[int, ...]
 HyperValue = int | float | tuple[int, ...]
@@ -67,17 +68,19 @@ class Instruction:
         arguments: Kinds of the arguments, features before weights.
         infer: Shape rule: argument shapes (in argument order) and hyperparameters to the result's shape, or a
             `Rejection` saying what does not fit. It must be total: any shapes, any hyperparameters.
-        numpy: Meaning. Takes the arguments (features with batch axis) and the hyperparameters.
+        numpy: Meaning. Called as ``numpy(*arguments, **hyper)``, features with batch axis.
         torch: The same on torch tensors, differentiable where the mathematics is.
         onnx: The same as ONNX nodes: emitter, argument names, argument shapes (features without batch), hyperparameters
             -> name of the result. Works for any batch size.
+        equation: One element of the result as a sympy expression, called as ``equation(*arguments, **hyper)`` with one
+            real sympy expression for an element of each argument; what is not element-wise is a `notation.term`.
         hyperparameters: Legal values of each hyperparameter that mutation may set ("values known from the literature");
-            an operator read from a model may hold others that `infer` accepts.
-        weight_shapes: Shapes the weight arguments must have, from the *feature* shapes and hyperparameters.
+            an operator read from a model may hold others that `infer` accepts, and one that is not listed here (a
+            target shape) follows from its surroundings.
+        weight_shapes: Shapes the weight arguments must have, from the *feature* shapes and hyperparameters. Empty for
+            instructions on weights alone, which take any leaves that `infer` accepts.
         macs: Multiply-accumulates for one sample (a multiply or an add alone counts as one half, rounded up; data
             movement as none).
-        equation: Template of the right-hand side for `str.format`: positional fields are the arguments' symbols, named
-            ones the hyperparameters. Used by `operators.equation`.
         commutative: Whether the order of the arguments does not matter.
         aggregation: Whether it joins features (METHOD 1.3, "change the aggregation function").
     """
@@ -88,10 +91,10 @@ class Instruction:
     numpy: Callable[..., np.ndarray[Any, Any]]
     torch: Callable[..., torch.Tensor]
     onnx: Callable[[OnnxEmitter, tuple[str, ...], tuple[Shape, ...], Hyper], str]
+    equation: Callable[..., sympy.Expr]
     hyperparameters: Mapping[str, tuple[HyperValue, ...]] = field(default_factory=dict)
     weight_shapes: Callable[[tuple[Shape, ...], Hyper], tuple[Shape, ...]] = _no_weights
     macs: Callable[[tuple[Shape, ...], Shape, Hyper], int] = _no_macs
-    equation: str = ""
     commutative: bool = False
     aggregation: bool = False
 

@@ -18,6 +18,7 @@ from hashlib import sha256
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import HyperValue, Kind, Shape, ValueType
+from gos_adapt.instructions.rules import MAX_ELEMENTS
 
 MAX_NODES = 20
 MAX_EDGES = 25
@@ -136,12 +137,12 @@ class OperatorGraph:
 
 def typed(nodes: tuple[Node, ...]) -> OperatorGraph | Rejection:
     """Type-check `nodes` and the size limits; the way to build an operator from anything uncertain."""
+    if not 1 < len(nodes) <= MAX_NODES:
+        return Rejection(f"{len(nodes)} nodes, must be 2 to {MAX_NODES}")
     types = infer_types(nodes)
     if isinstance(types, Rejection):
         return types
     graph = OperatorGraph(nodes)
-    if not 1 < len(nodes) <= MAX_NODES:
-        return Rejection(f"{len(nodes)} nodes, must be 2 to {MAX_NODES}")
     if not 1 < graph.edge_count <= MAX_EDGES:
         return Rejection(f"{graph.edge_count} edges, must be 2 to {MAX_EDGES}")
     return graph
@@ -154,8 +155,12 @@ def infer_types(nodes: tuple[Node, ...]) -> tuple[ValueType, ...] | Rejection:
         if any(not 0 <= a < i for a in node.args):
             return Rejection(f"v{i} uses a node that is not before it")
         if node.op in LEAVES:
-            if not node.shape or min(node.shape) < 1:
-                return Rejection(f"v{i}: a leaf needs positive dimensions, got {node.shape}")
+            if node.args or node.hyper:
+                return Rejection(f"v{i}: a leaf has neither arguments nor hyperparameters")
+            if not node.shape or min(node.shape) < 1 or math.prod(node.shape) > MAX_ELEMENTS:
+                return Rejection(
+                    f"v{i}: a leaf needs positive dimensions and at most {MAX_ELEMENTS} elements, got {node.shape}"
+                )
             types.append(ValueType(Kind.FEATURE if node.op == INPUT else Kind.WEIGHT, node.shape))
             continue
         inferred = _infer_instruction(node, tuple(types[a] for a in node.args))
@@ -171,6 +176,9 @@ def _infer_instruction(node: Node, arguments: tuple[ValueType, ...]) -> ValueTyp
     instruction = INSTRUCTIONS.get(node.op)
     if instruction is None:
         return Rejection("no such instruction")
+    names = [name for name, _ in node.hyper]
+    if node.shape or names != sorted(set(names)):
+        return Rejection("an instruction has no shape of its own, and its hyperparameters are sorted and distinct")
     kinds = tuple(argument.kind for argument in arguments)
     if kinds != instruction.arguments:
         return Rejection(f"takes {_kind_text(instruction.arguments)}, got {_kind_text(kinds)}")
@@ -183,4 +191,6 @@ def _kind_text(kinds: tuple[Kind, ...]) -> str:
 
 
 def _hyper_text(value: HyperValue) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    if not isinstance(value, tuple):
+        return repr(value)
+    return "x".join(map(str, value)) + ("x" if len(value) == 1 else "")  # 64x is (64,), 64 is an integer

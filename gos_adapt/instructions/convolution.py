@@ -1,0 +1,126 @@
+"""Cross-correlation: one row that is a full, grouped, depthwise, dilated or pointwise convolution by its settings."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gos_adapt.errors import Rejection
+from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, Shape
+from gos_adapt.instructions.notation import by, term
+from gos_adapt.instructions.rules import as_int, as_ints, integer, integers, shape_rule
+from gos_adapt.instructions.windows import window_counts, windows
+
+if TYPE_CHECKING:
+    from gos_adapt.instructions.windows import Array
+
+
+def _shape(
+    x: Shape, w: Shape, kernel: Shape, channels: int, stride: Shape, padding: Shape, dilation: Shape, groups: int
+) -> Shape | Rejection:
+    if x[0] % groups or channels % groups:
+        return Rejection(f"{groups} groups do not divide {x[0]} into {channels} channels")
+    if w != (channels, x[0] // groups, *kernel):
+        return Rejection(f"weight must be {(channels, x[0] // groups, *kernel)}, got {w}")
+    return (channels, *window_counts(x[1:], kernel, stride, padding, dilation))
+
+
+def _weight_shapes(features: tuple[Shape, ...], hyper: Hyper) -> tuple[Shape, ...]:
+    channels, groups = as_int(hyper["channels"]), as_int(hyper["groups"])
+    return ((channels, features[0][0] // groups, *as_ints(hyper["kernel"])),)
+
+
+def _numpy(
+    x: Array,
+    w: Array,
+    kernel: Shape,
+    channels: int,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int,
+) -> Array:
+    patches = windows(x, kernel, stride, padding, dilation=dilation)
+    n, c, rows, columns = patches.shape[:4]
+    patches = patches.reshape(n, groups, c // groups, rows, columns, *kernel)
+    filters = w.reshape(groups, channels // groups, c // groups, *kernel)
+    result: Array = np.einsum("ngcrskl,gockl->ngors", patches, filters, optimize=True)
+    return result.reshape(n, channels, rows, columns)
+
+
+def _torch(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    kernel: Shape,
+    channels: int,
+    stride: Shape,
+    padding: Shape,
+    dilation: Shape,
+    groups: int,
+) -> torch.Tensor:
+    top, left, bottom, right = padding
+    if (top, left) != (bottom, right):
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    return F.conv2d(x, w, None, stride, (top, left), dilation, groups)
+
+
+def _onnx(emitter: OnnxEmitter, names: tuple[str, ...], _shapes: tuple[Shape, ...], hyper: Hyper) -> str:
+    return emitter.node(
+        "Conv",
+        list(names),
+        kernel_shape=list(as_ints(hyper["kernel"])),
+        strides=list(as_ints(hyper["stride"])),
+        pads=list(as_ints(hyper["padding"])),
+        dilations=list(as_ints(hyper["dilation"])),
+        group=as_int(hyper["groups"]),
+    )
+
+
+def _macs(arguments: tuple[Shape, ...], result: Shape, _hyper: Hyper) -> int:
+    return math.prod(result) * math.prod(arguments[1][1:])
+
+
+def _label(kernel: Shape, channels: int, stride: Shape, padding: Shape, dilation: Shape, groups: int) -> str:
+    words = [by(kernel)]
+    words += [f"s{by(stride)}"] if stride != (1, 1) else []
+    words += [f"d{by(dilation)}"] if dilation != (1, 1) else []
+    words += [f"g{groups}"] if groups != 1 else []
+    return ", ".join(words)
+
+
+ROWS = (
+    Instruction(
+        name="cross_correlation",
+        arguments=(Kind.FEATURE, Kind.WEIGHT),
+        infer=shape_rule(
+            _shape,
+            3,
+            4,
+            kernel=integers(2),
+            channels=integer(),
+            stride=integers(2),
+            padding=integers(4, low=0),
+            dilation=integers(2),
+            groups=integer(),
+        ),
+        numpy=_numpy,
+        torch=_torch,
+        onnx=_onnx,
+        hyperparameters={
+            "kernel": ((1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (3, 1), (1, 5), (5, 1), (2, 2), (3, 2), (2, 3)),
+            "channels": (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024),
+            "stride": ((1, 1), (2, 2), (1, 2), (2, 1), (4, 4)),
+            "padding": (*((p, q, p, q) for p in range(4) for q in range(4)), (0, 0, 1, 1)),
+            # thesis 4.5: one to three zero columns between the filter's columns
+            "dilation": ((1, 1), (2, 2), (3, 3), (4, 4), (1, 2), (1, 3), (1, 4), (2, 1)),
+            "groups": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        },
+        weight_shapes=_weight_shapes,
+        macs=_macs,
+        equation=term("⋆", _label, order=(1, 0)),
+    ),
+)

@@ -1,0 +1,48 @@
+"""An operator as a torch module, its weights trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.operators.evaluate import check_weights
+from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, OperatorGraph
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+
+class TorchOperator(nn.Module):
+    """The operator on batch-first tensors; `parameters()` are its weights, in node order.
+
+    Instructions on weights alone run in every forward pass: gradients reach the leaves.
+
+    Raises:
+        ValueError: when `weights` do not have the shapes the operator expects.
+    """
+
+    def __init__(self, graph: OperatorGraph, weights: Sequence[Array]) -> None:
+        super().__init__()
+        check_weights(graph, weights)
+        self.graph = graph
+        self.leaves = nn.ParameterList(torch.tensor(np.asarray(array, np.float32)) for array in weights)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Compute the result ``(n, *output_shape)`` from one tensor ``(n, *shape)`` for each input leaf."""
+        leaves = {INPUT: iter(inputs), WEIGHT: iter(self.leaves)}
+        values: list[torch.Tensor] = []
+        for node in self.graph.nodes:
+            if node.op in LEAVES:
+                values.append(next(leaves[node.op]))
+            else:
+                values.append(INSTRUCTIONS[node.op].torch(*(values[a] for a in node.args), **dict(node.hyper)))
+        return values[-1]
+
+    def weights(self) -> tuple[Array, ...]:
+        """Return copies of the weights as numpy arrays, in node order."""
+        return tuple(leaf.detach().cpu().numpy().copy() for leaf in self.leaves)
