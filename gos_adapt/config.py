@@ -1,0 +1,106 @@
+"""What a user asks for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from device_targets import DEVICES
+from gos_adapt.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gos_adapt.task import Task
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """One adaptation, as asked for.
+
+    Attributes:
+        model: An ONNX file, a ``torch.export`` archive (``.pt2``), or a module (then with `example_inputs`).
+        target: Name of a device in `device_targets.DEVICES`.
+        task: Data, metric and splits, or the TOML file that says them; `None` allows only rewrites that keep the
+            function within numerical tolerance.
+        epsilon: Loss of the task's metric that is acceptable, in the metric's unit (top-1: 0.01 is one point).
+        max_sites: Replace at most this many sites.
+        budget_s: Seconds after which the best result so far is delivered; `None` for no limit.
+        seed: Of everything random.
+        out: Where `folder` is; `None` for ``runs/<model>-<target>``.
+        policy: Continue the run that is in `out`, or discard it.
+        example_inputs: One tensor per input of a module.
+
+    Raises:
+        ConfigError: a value is out of its range, or the target is unknown.
+    """
+
+    model: Path | torch.nn.Module
+    target: str = "host"
+    task: Path | Task | None = None
+    epsilon: float = 0.01
+    max_sites: int = 10
+    budget_s: float | None = None
+    seed: int = 0
+    out: Path | None = None
+    policy: Literal["resume", "fresh"] = "resume"
+    example_inputs: tuple[torch.Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_target(self.target)
+        if isinstance(self.model, Path) == bool(self.example_inputs):
+            raise ConfigError(
+                "example inputs go with a module and only with one: give a Path, or a module and its inputs"
+            )
+        if not (0 <= self.epsilon < math.inf):
+            raise ConfigError(f"epsilon must be a finite number of at least 0, got {self.epsilon}; try 0.01")
+        if self.max_sites < 1:
+            raise ConfigError(f"max sites must be at least 1, got {self.max_sites}; 'adapt profile' changes nothing")
+        if self.budget_s is not None and not (0 < self.budget_s < math.inf):
+            raise ConfigError(f"the budget must be positive, got {self.budget_s} s; leave it out for no limit")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"the seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        if self.policy not in ("resume", "fresh"):
+            raise ConfigError(f"the policy must be 'resume' or 'fresh', got {self.policy!r}")
+
+    @property
+    def model_name(self) -> str:
+        """Short name of the model, for folders and reports."""
+        return self.model.stem if isinstance(self.model, Path) else type(self.model).__name__
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / f"{self.model_name}-{self.target}"
+
+
+def check_target(name: str) -> None:
+    """Refuse a target that is not a known device.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    if name not in DEVICES:
+        near = get_close_matches(name, DEVICES, n=3, cutoff=0.5) or sorted(DEVICES)
+        raise ConfigError(f"unknown target {name!r}; did you mean {' or '.join(near)}? 'adapt devices' lists all")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as ``"90s"``, ``"15m"`` or ``"1h30m"``.
+
+    Raises:
+        ConfigError: it is not a duration, or it is zero.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    seconds = (
+        sum(float(count or 0) * unit for count, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"a duration looks like 90s, 15m or 1h30m, got {text!r}")
+    return seconds
