@@ -1,0 +1,163 @@
+"""Read a trained model: an ONNX file, a torch.export archive or a torch module, from anyone.
+
+``bytes ─ parse ─ checks ─ canonicalise ─ compare with the original in ONNX Runtime ─ Model``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from gos_adapt.errors import ModelImportError, VerificationError
+from gos_adapt.model import checks
+from gos_adapt.model.canonicalise import BATCH, canonicalise
+from gos_adapt.model.model import Model, TensorSpec
+from gos_adapt.model.onnx_file import inline_weights, parse, read_bytes
+from gos_adapt.model.wording import quote
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from gos_adapt.model.model import Array
+
+# Folding a batch normalisation rounds each weight once more; deviations are relative to the largest output.
+TOLERANCE = 1e-4
+
+_ORT_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+
+
+def load_model(path: Path | str) -> Model:
+    """Read an `.onnx` file or a `.pt2` archive; nothing in either is trusted.
+
+    Integer and boolean inputs are allowed beside float32 ones; one dynamic axis is, the first, taken as the batch.
+
+    Raises:
+        ModelImportError: the file cannot be read, or must not be; the message says what to do.
+        UnsupportedOperatorError: it holds operators that cannot be compiled, all named.
+        VerificationError: its canonical form computes something else.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".onnx", ".pt2"):
+        raise ModelImportError(
+            f"{path} is neither an .onnx file nor a .pt2 archive; export the model with torch.onnx.export or "
+            "torch.export.save"
+        )
+    content = read_bytes(path)
+    try:
+        if path.suffix.lower() == ".pt2":
+            from gos_adapt.model.torch_import import import_archive  # takes seconds; ONNX needs none of it
+
+            return _model(path.stem, import_archive(content))
+        proto = parse(content)
+        checks.check_structure(proto)
+        inline_weights(proto, path.parent)
+        return _model(path.stem, proto)
+    except (ModelImportError, VerificationError) as error:
+        raise type(error)(f"{path.name}: {error}") from None
+
+
+def load_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> Model:
+    """Read a torch module, in evaluation mode, with a dynamic batch where it allows one.
+
+    Args:
+        module: Left as it is.
+        example_inputs: Positional arguments of its `forward`, tensors with the batch first.
+
+    Raises:
+        ModelImportError: torch cannot export it, or as for `load_model`.
+    """
+    from gos_adapt.model.torch_import import import_module  # takes seconds; ONNX needs none of it
+
+    return _model(type(module).__name__, import_module(module, example_inputs))
+
+
+def _model(name: str, original: onnx.ModelProto) -> Model:
+    checks.check_structure(original)
+    checks.check_tensors(original.graph)
+    checks.check_wiring(original.graph)
+    checks.check_operators(original.graph)
+    checks.check_specification(original)
+    checks.check_interface(original.graph)
+    checks.check_sizes(original)
+    proto = canonicalise(original)
+    model = Model(
+        name=name,
+        proto=proto,
+        original=original,
+        inputs=tuple(map(_spec, proto.graph.input)),
+        outputs=tuple(map(_spec, proto.graph.output)),
+    )
+    _check_canonical_computes_the_same(model)
+    return model
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    return TensorSpec(
+        value.name,
+        tuple(dim.dim_value if dim.HasField("dim_value") else BATCH for dim in tensor.shape.dim),
+        helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+    )
+
+
+def _check_canonical_computes_the_same(model: Model) -> None:
+    """Run both forms on random inputs, at batch 1 and 2 where the batch is dynamic."""
+    rng = np.random.default_rng(0)
+    dynamic = any(BATCH in spec.shape for spec in model.inputs)
+    for batch in (1, 2) if dynamic else (1,):
+        feeds = {spec.name: _random(spec, batch, rng) for spec in model.inputs}
+        try:
+            expected = _run(model.original, feeds)
+        except _ORT_ERRORS as error:
+            raise ModelImportError(
+                f"ONNX Runtime cannot run the model at batch {batch}: {quote(str(error), 200)}; export it again"
+            ) from None
+        try:
+            actual = _run(model.proto, feeds)
+        except _ORT_ERRORS as error:
+            raise VerificationError(
+                f"ONNX Runtime cannot run the canonical form: {quote(str(error), 200)}; please report this model"
+            ) from None
+        for spec, a, b in zip(model.outputs, actual, expected, strict=True):
+            _check_close(spec.name, a, b)
+
+
+def _check_close(name: str, actual: Array, expected: Array) -> None:
+    finite = np.abs(expected[np.isfinite(expected)])
+    bound = TOLERANCE * max(float(finite.max(initial=0)), 1e-6)
+    if actual.shape != expected.shape or not np.allclose(actual, expected, rtol=0, atol=bound, equal_nan=True):
+        raise VerificationError(
+            f"output {quote(name)} of the canonical form differs from the original's by more than {bound:.2g}; "
+            "please report this model"
+        )
+
+
+def _random(spec: TensorSpec, batch: int, rng: np.random.Generator) -> Array:
+    shape = spec.at_batch(batch)
+    if spec.dtype.startswith("float"):
+        return rng.standard_normal(shape).astype(spec.dtype)
+    return rng.integers(0, 2, shape).astype(spec.dtype)  # indices that exist in any table
+
+
+def _run(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs: list[Array] = session.run(None, feeds)
+    return outputs
