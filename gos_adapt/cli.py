@@ -1,0 +1,293 @@
+"""The command line: words in, one call into `gos_adapt.pipeline`, words out.
+
+Nothing heavy is imported at the top, so that `adapt --help` answers at once. A deliberate failure (`AdaptError`) is one
+line on the error stream and its exit code; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gos_adapt import __version__
+from gos_adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gos_adapt.progress import Progress, Verbosity
+    from gos_adapt.quantities import Measurement
+
+INTERRUPTED = 130
+_ADAPT = ""  # name of the command that `adapt MODEL` means; nobody can type it by accident
+
+
+class _Group(click.Group):
+    """Commands, and one more that takes over when the first word is none of their names."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "--help", "--version"}:
+            args = [_ADAPT, *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in self.commands if name != _ADAPT]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("adapt", "MODEL --target DEVICE [OPTIONS]")
+        formatter.write_usage("adapt", "COMMAND --help", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Command.format_options(self.commands[_ADAPT], ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+class _DefaultCommand(click.Command):
+    """The command `adapt MODEL`; its help is the group's."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands.format_usage(ctx, formatter)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands.format_help(ctx, formatter)
+
+
+class _Duration(click.ParamType[float]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from gos_adapt.config import parse_duration
+
+        return parse_duration(value)
+
+
+_model = click.argument("model", type=click.Path(path_type=Path))
+_target = click.option(
+    "--target", required=True, metavar="DEVICE", help="What to make it fast on; see 'adapt devices'."
+)
+_quiet = click.option("--quiet", "verbosity", flag_value="quiet", help="Print the outcome only.")
+_verbose = click.option("--verbose", "verbosity", flag_value="verbose", help="Print what the log holds.")
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__, prog_name="adapt")
+def commands() -> None:
+    """Make a trained model fast on your own hardware, keeping its accuracy.
+
+    MODEL is an ONNX file or a torch.export archive (.pt2). Its kernels are timed on DEVICE; the costliest operators
+    are replaced by cheaper ones that a search builds and fits; the result is compiled, checked against the original
+    and timed beside ONNX Runtime. The run folder then holds adapted.onnx, model.so, result.json and report.html.
+
+    \b
+    Examples:
+      adapt model.onnx --target host --task task.toml
+      adapt model.onnx --target host --task task.toml --budget 15m --epsilon 0.005
+      adapt profile model.onnx --target host
+      adapt ./profile --target host          (a model that is called like a command)
+
+    Interrupt it when you like: the same command continues where it was.
+    """
+
+
+@commands.command(_ADAPT, cls=_DefaultCommand, hidden=True)
+@_model
+@_target
+@click.option(
+    "--task",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="Your data, metric and splits (docs/task-file.md). Without it only rewrites that keep the function are made.",
+)
+@click.option("--epsilon", type=float, default=0.01, show_default=True, help="Acceptable loss of the task's metric.")
+@click.option("--max-sites", type=int, default=10, show_default=True, help="Replace at most this many operators.")
+@click.option(
+    "--budget", "budget_s", type=_Duration(), help="Time such as 90s, 15m, 1h30m; then the best so far is delivered."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-DEVICE]")
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Continue the run in the folder, or discard it and begin again.  [default: resume]",
+)
+@_quiet
+@_verbose
+def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
+    """Adapt MODEL to DEVICE; the help is the group's."""
+    from gos_adapt import pipeline
+    from gos_adapt.config import AdaptConfig
+
+    config = AdaptConfig(policy="resume" if resume else "fresh", **options)
+    result = pipeline.adapt(config, _progress(verbosity))
+    click.echo(_plain(result.verdict))
+    click.echo(f"report: {config.folder / 'report.html'}")
+
+
+@commands.command()
+@_model
+@_target
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also keep the profile in this run folder.")
+@_quiet
+@_verbose
+def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | None) -> None:
+    """Time every operator of MODEL on DEVICE, and the whole.
+
+    Each operator's compiled kernels are timed alone, then the whole model; the gap between the sum and the whole says
+    how far the parts explain it.
+    """
+    from gos_adapt import pipeline
+    from gos_adapt.config import check_target
+
+    check_target(target)
+    found = pipeline.profile_model(model, target, out, _progress(verbosity))
+    _print_latencies(found.sites | {"whole model": found.whole})
+    if found.gap is not None:
+        click.echo(f"the sum of the parts differs from the whole by {found.gap:+.1%}")
+
+
+@commands.command("compile")
+@_model
+@_target
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Gets model.so and model.json."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in one call.")
+@_quiet
+@_verbose
+def compile_(model: Path, target: str, out: Path, batch: int, verbosity: Verbosity | None) -> None:
+    """Compile MODEL for DEVICE as it is.
+
+    gos_adapt.load_compiled("DIR/model.so") gives a callable that takes and returns numpy arrays.
+    """
+    from gos_adapt import pipeline
+    from gos_adapt.config import check_target
+
+    check_target(target)
+    pipeline.compile_to(model, target, out, batch, _progress(verbosity))
+    click.echo(f"compiled: {out / 'model.so'}")
+
+
+@commands.command()
+@click.argument("model_or_run", type=click.Path(path_type=Path))
+@_target
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: name -> measurement, seconds.")
+@_quiet
+@_verbose
+def bench(model_or_run: Path, target: str, as_json: bool, verbosity: Verbosity | None) -> None:
+    """Time a model, or a run's original and adapted model, beside ONNX Runtime.
+
+    All are timed on DEVICE in turns within one run, with equal thread counts.
+    """
+    from gos_adapt import pipeline
+    from gos_adapt.config import check_target
+
+    check_target(target)
+    latencies = pipeline.bench(model_or_run, target, _progress(verbosity))
+    if as_json:
+        click.echo(json.dumps({name: latency.to_json() for name, latency in latencies.items()}, indent=2))
+    else:
+        _print_latencies(latencies)
+
+
+@commands.command()
+def devices() -> None:
+    """List the devices that --target knows."""
+    from device_targets import DEVICES
+
+    _print_table(
+        ("device", "kind", "threads", "memory", "compiled for"),
+        (
+            (
+                device.name,
+                device.kind,
+                str(device.threads),
+                f"{device.memory_bytes / 2**30:.1f} GiB",
+                str(device.target),
+            )
+            for device in DEVICES.values()
+        ),
+    )
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Draw report.html again from the result.json of RUN."""
+    from gos_adapt.report.html import write_report
+    from gos_adapt.result import read_result
+
+    result = read_result(run / "result.json")
+    write_report(result, run / "report.html")
+    click.echo(_plain(result.verdict))
+    click.echo(f"report: {run / 'report.html'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code.
+
+    0 success, also when there was nothing to gain; 2 an `AdaptError` or a wrong option; 3 the artefact failed
+    verification; 130 interrupted.
+    """
+    try:
+        code = commands.main(arguments, prog_name="adapt", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path.strip() if error.ctx else "adapt"
+        return _fail(f"{error.format_message()} ('{command} --help' explains)", error.exit_code)
+    except AdaptError as error:
+        return _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command continues", err=True)
+        return INTERRUPTED
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {_plain(message)}", err=True)
+    return code
+
+
+def _plain(text: str) -> str:
+    """Keep `text` to one line without control characters: it may quote a model or a file name."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _progress(verbosity: Verbosity | None) -> Progress:
+    from rich.console import Console
+
+    from gos_adapt.progress import Terminal
+
+    return Terminal(Console(stderr=True), verbosity or "normal")
+
+
+def _print_latencies(latencies: dict[str, Measurement]) -> None:
+    _print_table(
+        ("", "best ms", "median ms", "n"),
+        (
+            (name, f"{latency.best_s * 1e3:.4f}", f"{latency.median_s * 1e3:.4f}", str(len(latency.samples_s)))
+            if latency.ok
+            else (name, "not measured:", str(latency.error), "")
+            for name, latency in latencies.items()
+        ),
+    )
+
+
+def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(_plain(cell)) for cell in row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
