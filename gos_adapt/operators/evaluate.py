@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
 from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
     Array = np.ndarray[Any, Any]
 
 

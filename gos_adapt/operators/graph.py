@@ -3,22 +3,25 @@
 Identity is the canonical text (`OperatorGraph.text` after `operators.canonical.canonicalise`). Weights are not part of
 an operator: they travel beside it as a tuple of arrays, one per weight leaf, in node order.
 
-Reference: METHOD 1.2 (thesis 4.3.2). Deviation: hyperparameters are attributes of their instruction, not nodes, and do not
-count towards N and E; the edge to the operator's consumer does.
+Reference: METHOD 1.2 (thesis 4.3.2). Deviation: hyperparameters are attributes of their instruction, not nodes, and do
+not count towards N and E; the edge to the operator's consumer does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import HyperValue, Kind, Shape, ValueType
 from gos_adapt.instructions.rules import MAX_ELEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 MAX_NODES = 20
 MAX_EDGES = 25
@@ -151,34 +154,40 @@ def typed(nodes: tuple[Node, ...]) -> OperatorGraph | Rejection:
 def infer_types(nodes: tuple[Node, ...]) -> tuple[ValueType, ...] | Rejection:
     """Kind and shape of every node, or the first reason why there is none."""
     types: list[ValueType] = []
-    for i, node in enumerate(nodes):
-        if any(not 0 <= a < i for a in node.args):
-            return Rejection(f"v{i} uses a node that is not before it")
-        if node.op in LEAVES:
-            if node.args or node.hyper:
-                return Rejection(f"v{i}: a leaf has neither arguments nor hyperparameters")
-            if not node.shape or min(node.shape) < 1 or math.prod(node.shape) > MAX_ELEMENTS:
-                return Rejection(
-                    f"v{i}: a leaf needs positive dimensions and at most {MAX_ELEMENTS} elements, got {node.shape}"
-                )
-            types.append(ValueType(Kind.FEATURE if node.op == INPUT else Kind.WEIGHT, node.shape))
-            continue
-        inferred = _infer_instruction(node, tuple(types[a] for a in node.args))
+    for node in nodes:
+        inferred = infer_node(node, types)
         if isinstance(inferred, Rejection):
-            return Rejection(f"v{i} = {node.op}: {inferred.reason}")
+            return inferred
         types.append(inferred)
     if not types or types[-1].kind is not Kind.FEATURE:
         return Rejection("the result must be a feature")
     return tuple(types)
 
 
-def _infer_instruction(node: Node, arguments: tuple[ValueType, ...]) -> ValueType | Rejection:
+def infer_node(node: Node, types: Sequence[ValueType]) -> ValueType | Rejection:
+    """Kind and shape of the node that comes after nodes of these types."""
+    inferred = _infer_leaf(node) if node.op in LEAVES else _infer_instruction(node, types)
+    return Rejection(f"v{len(types)} = {node.op}: {inferred.reason}") if isinstance(inferred, Rejection) else inferred
+
+
+def _infer_leaf(node: Node) -> ValueType | Rejection:
+    if node.args or node.hyper:
+        return Rejection("a leaf has neither arguments nor hyperparameters")
+    if not node.shape or min(node.shape) < 1 or math.prod(node.shape) > MAX_ELEMENTS:
+        return Rejection(f"a leaf needs positive dimensions and at most {MAX_ELEMENTS} elements, got {node.shape}")
+    return ValueType(Kind.FEATURE if node.op == INPUT else Kind.WEIGHT, node.shape)
+
+
+def _infer_instruction(node: Node, types: Sequence[ValueType]) -> ValueType | Rejection:
     instruction = INSTRUCTIONS.get(node.op)
     if instruction is None:
         return Rejection("no such instruction")
+    if any(not 0 <= a < len(types) for a in node.args):
+        return Rejection("uses a node that is not before it")
     names = [name for name, _ in node.hyper]
     if node.shape or names != sorted(set(names)):
         return Rejection("an instruction has no shape of its own, and its hyperparameters are sorted and distinct")
+    arguments = tuple(types[a] for a in node.args)
     kinds = tuple(argument.kind for argument in arguments)
     if kinds != instruction.arguments:
         return Rejection(f"takes {_kind_text(instruction.arguments)}, got {_kind_text(kinds)}")

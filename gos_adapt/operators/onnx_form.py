@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from gos_adapt.operators.evaluate import fold
 from gos_adapt.operators.graph import INPUT, LEAVES, OperatorGraph
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gos_adapt.instructions.base import OnnxEmitter
 
     Array = np.ndarray[Any, Any]

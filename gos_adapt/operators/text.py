@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
-from gos_adapt.instructions.base import HyperValue, Shape
 from gos_adapt.operators.graph import INPUT, LEAVES, MAX_NODES, Node, OperatorGraph, typed
+
+if TYPE_CHECKING:
+    from gos_adapt.instructions.base import HyperValue, Shape
 
 MAX_LENGTH = 8192
 """Characters; the longest legal operator has far fewer."""

@@ -1,0 +1,278 @@
+"""The canonical form: one text for all operators that are the same computation written differently.
+
+1. *Simplify*, bottom up: each node is rewritten by the table `RULES` until none applies, and a node equal to an earlier
+   one is that earlier one. What nobody uses is left behind.
+2. *Order*: inputs first, then post-order from the result. The arguments of a commutative instruction are sorted by their
+   structure; where that leaves a tie (equal structure, different weights), every order is tried and the smallest text
+   wins, so isomorphic operators give the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from typing import TYPE_CHECKING
+
+from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
+
+if TYPE_CHECKING:
+    from gos_adapt.instructions.base import HyperValue, Shape
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A canonical operator and where its weights come from.
+
+    Attributes:
+        graph: Same meaning, inputs and output as the operator it was made from.
+        weight_order: ``weight_order[i]`` is the position among the old weights of new weight ``i``.
+    """
+
+    graph: OperatorGraph
+    weight_order: tuple[int, ...]
+
+
+def canonicalise(graph: OperatorGraph) -> Canonical:
+    """Return the canonical form; equal up to float rounding wherever no value is infinite or not a number."""
+    draft, result = _simplified(graph)
+    orders = (_post_order(arguments, draft.inputs, result) for arguments in _argument_orders(draft, result))
+    nodes, order = min(((_renumbered(draft, order), order) for order in orders), key=lambda form: repr(form[0]))
+    weights = tuple(draft.weight_positions[i] for i in order if draft.nodes[i].op == WEIGHT)
+    return Canonical(OperatorGraph(nodes), weights)
+
+
+# 1. Simplify
+
+
+class _Draft:
+    """Simplified nodes so far; equal instructions share one index, weight leaves are all different."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.shapes: list[Shape] = []
+        self.weight_positions: dict[int, int] = {}
+        self._known: dict[Node, int] = {}
+
+    def leaf(self, node: Node) -> int:
+        if node.op == WEIGHT:
+            self.weight_positions[len(self.nodes)] = len(self.weight_positions)
+        return self.append(node)
+
+    def instruction(self, node: Node) -> int:
+        for rule in RULES:
+            rewritten = rule(self, node)
+            if isinstance(rewritten, Node):
+                return self.instruction(rewritten)
+            if rewritten is not None:
+                return rewritten
+        if INSTRUCTIONS[node.op].commutative:
+            node = Node(node.op, tuple(sorted(node.args)), node.hyper)
+        if node not in self._known:
+            self._known[node] = self.append(node)
+        return self._known[node]
+
+    def append(self, node: Node) -> int:
+        self.nodes.append(node)
+        self.shapes.append(node.shape or self.shape_of(node))
+        return len(self.nodes) - 1
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return tuple(i for i, node in enumerate(self.nodes) if node.op == INPUT)
+
+    def shape_of(self, node: Node) -> Shape:
+        shape = INSTRUCTIONS[node.op].infer(tuple(self.shapes[a] for a in node.args), dict(node.hyper))
+        assert isinstance(shape, tuple), shape
+        return shape
+
+    def op(self, index: int) -> str:
+        return self.nodes[index].op
+
+    def zero(self, shape: Shape) -> Node:
+        """Zeros depend on no value: all are written as a function of the first input."""
+        return _make("zero", self.inputs[0], shape=shape)
+
+
+def _simplified(graph: OperatorGraph) -> tuple[_Draft, int]:
+    """Rewrite bottom up; the inputs come first and stay even if unused. The result is an instruction, if only identity."""
+    draft = _Draft()
+    position: dict[int, int] = {i: draft.leaf(graph.nodes[i]) for i in graph.inputs}
+    for i, node in enumerate(graph.nodes):
+        if node.op == WEIGHT:
+            position[i] = draft.leaf(node)
+        elif node.op != INPUT:
+            position[i] = draft.instruction(Node(node.op, tuple(position[a] for a in node.args), node.hyper))
+    result = position[len(graph.nodes) - 1]
+    return draft, draft.append(_make("identity", result)) if draft.op(result) == INPUT else result
+
+
+def _make(op: str, *args: int, **hyper: HyperValue) -> Node:
+    return Node(op, args, tuple(sorted(hyper.items())))
+
+
+Rule = Callable[[_Draft, Node], Node | int | None]
+
+NOT_NEGATIVE = {"relu", "relu6", "sigmoid", "hard_sigmoid", "softmax"}
+WITHIN_0_6 = NOT_NEGATIVE - {"relu"}
+UNCHANGED = {"relu": NOT_NEGATIVE, "leaky_relu": NOT_NEGATIVE, "relu6": WITHIN_0_6}
+"""Outer instruction -> inner ones whose results it leaves as they are."""
+MOVES = {"reshape", "flatten", "channel_slice", "pad_channels", "subsample", "upsample"}
+"""Move elements, and move none exactly when the shape stays."""
+ZERO_PRESERVING = MOVES | {
+    *("relu", "relu6", "leaky_relu", "tanh", "hard_swish", "max_pool", "average_pool", "global_average_pool"),
+    *("shift", "channel_shuffle", "channel_scale", "cross_correlation", "matrix_product"),
+}
+"""Zeros in the first argument give zeros."""
+
+
+def _drop_identity(_draft: _Draft, node: Node) -> int | None:
+    """Rewrite identity(a) -> a."""
+    return node.args[0] if node.op == "identity" else None
+
+
+def _drop_unchanging(draft: _Draft, node: Node) -> int | None:
+    """Rewrite relu(relu(a)) -> relu(a), relu6(sigmoid(a)) -> sigmoid(a) ..."""
+    return node.args[0] if draft.op(node.args[0]) in UNCHANGED.get(node.op, ()) else None
+
+
+def _drop_idle_move(draft: _Draft, node: Node) -> int | None:
+    """Rewrite reshape(a) to its own shape, shift by nothing, shuffle of one group ... -> a."""
+    shape, hyper = draft.shapes[node.args[0]], dict(node.hyper)
+    idle = (
+        (node.op in MOVES and draft.shape_of(node) == shape)
+        or (node.op == "shift" and hyper["offset"] == (0, 0))
+        or (node.op == "channel_shuffle" and hyper["groups"] in (1, shape[0]))
+    )
+    return node.args[0] if idle else None
+
+
+def _merge_clips(draft: _Draft, node: Node) -> Node | None:
+    """Rewrite relu6(relu(a)) -> relu6(a)."""
+    (inner, *_) = node.args
+    return _make("relu6", *draft.nodes[inner].args) if node.op == "relu6" and draft.op(inner) == "relu" else None
+
+
+def _merge_reshapes(draft: _Draft, node: Node) -> Node | None:
+    """Rewrite reshape(reshape(a)) -> reshape(a), and reshape to a vector -> flatten."""
+    if node.op == "reshape" and len(draft.shape_of(node)) == 1:
+        return _make("flatten", *node.args)
+    if node.op in ("reshape", "flatten") and draft.op(node.args[0]) in ("reshape", "flatten"):
+        return Node(node.op, draft.nodes[node.args[0]].args, node.hyper)
+    return None
+
+
+def _single_element_pool(_draft: _Draft, node: Node) -> Node | None:
+    """Rewrite a pool over 1×1 windows -> subsample."""
+    hyper = dict(node.hyper)
+    if node.op in ("max_pool", "average_pool") and hyper["kernel"] == (1, 1):
+        return _make("subsample", *node.args, stride=hyper["stride"])
+    return None
+
+
+def _join_with_itself(draft: _Draft, node: Node) -> Node | int | None:
+    """Rewrite maximum(a, a), minimum(a, a), mean(a, a) -> a, and a - a -> zero."""
+    if len(node.args) < 2 or node.args[0] != node.args[1]:
+        return None
+    if node.op == "subtract":
+        return draft.zero(draft.shape_of(node))
+    return node.args[0] if node.op in ("maximum", "minimum", "mean") else None
+
+
+def _spread_zero(draft: _Draft, node: Node) -> Node | None:
+    """Rewrite f(zero) -> zero for every f that keeps zeros, and zero(a) -> zero(first input)."""
+    zero = draft.zero(draft.shape_of(node)) if node.op == "zero" or node.op in ZERO_PRESERVING else None
+    return zero if zero != node and (node.op == "zero" or draft.op(node.args[0]) == "zero") else None
+
+
+def _join_with_zero(draft: _Draft, node: Node) -> Node | int | None:
+    """Rewrite a + 0, a - 0 -> a; a ∘ 0 -> 0; max(a, 0) -> relu(a); concat(a, 0) -> pad_channels(a)."""
+    if len(node.args) < 2:
+        return None
+    first, second = node.args
+    if draft.op(second) == "zero":
+        other, pad = first, {"before": 0, "after": draft.shapes[second][0]}
+    elif draft.op(first) == "zero" and node.op != "subtract":
+        other, pad = second, {"before": draft.shapes[first][0], "after": 0}
+    else:
+        return None
+    match node.op:
+        case "add" | "subtract":
+            return other
+        case "hadamard":
+            return draft.zero(draft.shape_of(node))
+        case "maximum":
+            return _make("relu", other)
+        case "concat":
+            return _make("pad_channels", other, **pad)
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _drop_identity,
+    _drop_unchanging,
+    _drop_idle_move,
+    _merge_clips,
+    _merge_reshapes,
+    _single_element_pool,
+    _join_with_itself,
+    _spread_zero,
+    _join_with_zero,
+)
+
+
+# 2. Order
+
+
+def _argument_orders(draft: _Draft, result: int) -> Iterator[list[tuple[int, ...]]]:
+    """Every way to order all arguments that structure alone leaves open: one list of arguments, by node, each."""
+    structures = _structures(draft)
+    used = set(_post_order([node.args for node in draft.nodes], (), result))
+    settled: list[tuple[int, ...]] = []
+    tied: list[int] = []
+    for i, node in enumerate(draft.nodes):
+        arguments = node.args
+        if node.op not in LEAVES and INSTRUCTIONS[node.op].commutative:
+            arguments = tuple(sorted(arguments, key=structures.__getitem__))
+            if i in used and arguments[0] != arguments[1] and structures[arguments[0]] == structures[arguments[1]]:
+                tied.append(i)
+        settled.append(arguments)
+    for flips in product((False, True), repeat=len(tied)):  # at most 2^10: a tie costs two of 25 edges, and leaves
+        flipped = {i for i, flip in zip(tied, flips, strict=True) if flip}
+        yield [arguments[::-1] if i in flipped else arguments for i, arguments in enumerate(settled)]
+
+
+def _structures(draft: _Draft) -> list[str]:
+    """Digest of every node's expression in which weights of one shape look alike."""
+    digests: list[str] = []
+    for i, node in enumerate(draft.nodes):
+        arguments = [digests[a] for a in node.args]
+        if node.op not in LEAVES and INSTRUCTIONS[node.op].commutative:
+            arguments.sort()
+        which = i if node.op == INPUT else None
+        digests.append(sha256(repr((node.op, which, arguments, node.hyper, node.shape)).encode()).hexdigest())
+    return digests
+
+
+def _post_order(arguments: Sequence[tuple[int, ...]], first: Sequence[int], result: int) -> dict[int, tuple[int, ...]]:
+    """Nodes that `result` needs, after `first`, arguments before what uses them; each with its arguments."""
+    order = {i: arguments[i] for i in first}
+
+    def visit(i: int) -> None:
+        if i not in order:
+            for a in arguments[i]:
+                visit(a)
+            order[i] = arguments[i]
+
+    visit(result)
+    return order
+
+
+def _renumbered(draft: _Draft, order: dict[int, tuple[int, ...]]) -> tuple[Node, ...]:
+    position = {old: new for new, old in enumerate(order)}
+    return tuple(
+        Node(draft.nodes[i].op, tuple(position[a] for a in arguments), draft.nodes[i].hyper, draft.nodes[i].shape)
+        for i, arguments in order.items()
+    )
