@@ -14,6 +14,7 @@ from gos_adapt.model.torch_ops import TORCH_OPS
 X4 = (2, 4, 6, 5)
 ELEMENTWISE = "Abs Ceil Cos Erf Exp Floor Neg Round Sign Sin Relu Sigmoid HardSwish Tanh Softplus Mish Selu Identity"
 POSITIVE = "Log Sqrt Reciprocal"
+UPSAMPLE = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 COMPARISONS = "Equal Greater GreaterOrEqual Less LessOrEqual"
 
 
@@ -28,8 +29,8 @@ def normal(*shape, seed=1):
 # (op type, shape of the feature x, the other inputs with None for an absent one and "x" for x again, attributes)
 CASES = [
     *((op, X4, [], {}) for op in ELEMENTWISE.split()),
-    *((op, X4, ["x"], {}) for op in "Add Sub Mul Div".split()),
-    *((op, X4, [normal(4, 1, 1)], {}) for op in "Add Sub Mul Div Max Min Sum Mean".split()),
+    *((op, X4, ["x"], {}) for op in ("Add", "Sub", "Mul", "Div")),
+    *((op, X4, [normal(4, 1, 1)], {}) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean")),
     ("Sum", X4, [normal(4, 1, 1), "x"], {}),
     ("Pow", X4, [np.float32(2)], {}),
     ("Conv", X4, [normal(6, 4, 3, 3), normal(6)], {"pads": [1, 1, 1, 1]}),
@@ -70,7 +71,7 @@ CASES = [
     ("ReduceSum", X4, [], {"noop_with_empty_axes": 1}),
     *(
         (op, X4, [], {"axes": [1, -1]})
-        for op in "ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare".split()
+        for op in ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare")
     ),
     ("ArgMax", X4, [], {"axis": 1, "keepdims": 0}),
     ("Reshape", X4, [ints(0, -1, 5)], {}),
@@ -93,9 +94,9 @@ CASES = [
     ("DepthToSpace", X4, [], {"blocksize": 2}),
     ("DepthToSpace", X4, [], {"blocksize": 2, "mode": "CRD"}),
     ("SpaceToDepth", (2, 3, 4, 6), [], {"blocksize": 2}),
-    ("Resize", X4, [None, np.float32([1, 1, 2, 3])], {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+    ("Resize", X4, [None, np.float32([1, 1, 2, 3])], UPSAMPLE),
     ("Resize", X4, [None, None, ints(2, 4, 9, 7)], {"mode": "linear"}),
-]  # fmt: skip
+]
 
 
 def model_of(nodes, inputs, outputs, initializers=(), *, opset=17):
