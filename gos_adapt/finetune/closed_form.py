@@ -1,0 +1,259 @@
+"""Least squares for the last layers of an operator: exact, fast, and the reason why minutes are enough.
+
+From the result backwards, every instruction through which the output depends linearly on the layer below tells what
+that layer should have computed (the table `_TARGETS`); the layer itself is ridge regression on its unfolded patches,
+its bias included, towards the weights it has.
+
+Reference: METHOD 1.4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gos_adapt.instructions.rules import as_int, as_ints
+from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph
+from gos_adapt.operators.torch_form import TorchOperator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+RIDGE = 1e-6
+"""Of the mean squared patch value; a thousand times that when there are hardly more rows than unknowns."""
+MIN_ROWS = 8192
+ROWS_PER_UNKNOWN = 6
+CHUNK = 16
+"""Samples unfolded at a time."""
+
+
+def solve_last_layers(
+    operator: OperatorGraph, weights: Sequence[Tensor], inputs: Tensor, target: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, ...]:
+    """Return weights with which the operator's last layers reproduce `target` best in the least-squares sense.
+
+    Args:
+        operator: Ends in its pre-activation: the caller cuts the activation off.
+        weights: As they are now, in weight order; not changed.
+        inputs: ``(n, ...)``, what the operator reads.
+        target: ``(n, ...)``, what it should write.
+        rng: Draws the positions that are looked at; a large map has far more than the regression needs.
+    """
+    values = dict(zip(operator.weights, weights, strict=True))
+    problem = _Problem(operator, values, inputs, rng)
+    problem.solve(_Wanted(len(operator.nodes) - 1, target))
+    return tuple(values[i] for i in operator.weights)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Node `node` should be `target` minus the channels `[start, start + channels)` of the free bias leaf, if any."""
+
+    node: int
+    target: Tensor
+    bias: int | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class _Problem:
+    operator: OperatorGraph
+    weights: dict[int, Tensor]
+    inputs: Tensor
+    rng: np.random.Generator
+    consumers: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        uses = [a for node in self.operator.nodes for a in node.args]
+        object.__setattr__(self, "consumers", {i: uses.count(i) for i in range(len(self.operator.nodes))})
+
+    def solve(self, wanted: _Wanted) -> None:
+        """Descend from a node and its target to the layers below it."""
+        node = self.operator.nodes[wanted.node]
+        if node.op in _LAYERS and self._is_free(node.args[1]):
+            self._solve_layer(wanted, node)
+        elif node.op in _TARGETS:
+            for below in _TARGETS[node.op](self, wanted, node):
+                self.solve(below)
+        elif wanted.bias is not None:
+            residual = wanted.target - self.value(wanted.node)
+            self._set_bias(wanted, residual.transpose(0, 1).flatten(1).mean(dim=1))
+
+    def value(self, node: int) -> Tensor:
+        """What a node computes with the weights as they are."""
+        prefix = OperatorGraph(self.operator.nodes[: node + 1])
+        module = TorchOperator(prefix, tuple(self.weights[i].numpy() for i in prefix.weights))
+        with torch.no_grad():
+            return torch.cat([module(chunk) for chunk in torch.split(self.inputs, 4 * CHUNK)])
+
+    def leads_to_layer(self, node: int) -> bool:
+        """Whether `solve` would find a layer below this node."""
+        below = self.operator.nodes[node]
+        if below.op in _LAYERS:
+            return self._is_free(below.args[1])
+        return below.op in _TARGETS and any(
+            self.leads_to_layer(a) for a in below.args if self.operator.nodes[a].op != WEIGHT
+        )
+
+    def fixed_bias(self, wanted: _Wanted) -> _Wanted:
+        """The same wish with the free bias held at its present value."""
+        if wanted.bias is None:
+            return wanted
+        channels = wanted.target.shape[1]
+        bias = self.weights[wanted.bias][wanted.start : wanted.start + channels]
+        return _Wanted(wanted.node, wanted.target - bias.reshape(-1, *(1,) * (wanted.target.ndim - 2)))
+
+    def _is_free(self, leaf: int) -> bool:
+        return self.operator.nodes[leaf].op == WEIGHT and self.consumers[leaf] == 1
+
+    def _set_bias(self, wanted: _Wanted, value: Tensor) -> None:
+        assert wanted.bias is not None
+        bias = self.weights[wanted.bias].clone()
+        bias[wanted.start : wanted.start + len(value)] = value
+        self.weights[wanted.bias] = bias
+
+    def _solve_layer(self, wanted: _Wanted, node: Node) -> None:
+        features, weight = self.value(node.args[0]), self.weights[node.args[1]]
+        layer = _LAYERS[node.op](node)
+        if node.op == "matrix_product":  # a 1x1 convolution of one position
+            features, weight = features[..., None, None], weight.T[..., None, None]
+            wanted = replace(wanted, target=wanted.target[..., None, None])
+        solved, bias = _regress(features, wanted.target, weight, layer, wanted.bias is not None, self.rng)
+        self.weights[node.args[1]] = solved[..., 0, 0].T.contiguous() if node.op == "matrix_product" else solved
+        if wanted.bias is not None:
+            self._set_bias(wanted, bias)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Where a convolution looks."""
+
+    kernel: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0, 0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+
+def _convolution(node: Node) -> _Layer:
+    hyper = dict(node.hyper)
+    kernel, stride, padding, dilation = (as_ints(hyper[name]) for name in ("kernel", "stride", "padding", "dilation"))
+    return _Layer(kernel, stride, padding, dilation, as_int(hyper["groups"]))
+
+
+_LAYERS: dict[str, Callable[[Node], _Layer]] = {
+    "cross_correlation": _convolution,
+    "matrix_product": lambda _node: _Layer(),
+}
+
+
+def _below_bias(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    if wanted.bias is None and problem._is_free(node.args[1]):
+        return [_Wanted(node.args[0], wanted.target, node.args[1])]
+    own = problem.weights[node.args[1]].reshape(-1, *(1,) * (wanted.target.ndim - 2))
+    return [replace(wanted, node=node.args[0], target=wanted.target - own)]
+
+
+def _below_add(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    one, other = node.args
+    if not problem.leads_to_layer(other):
+        one, other = other, one
+    return [replace(wanted, node=other, target=wanted.target - problem.value(one))]
+
+
+def _below_concat(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    first = problem.operator.types[node.args[0]].shape[0]
+    return [
+        replace(wanted, node=node.args[0], target=wanted.target[:, :first]),
+        replace(wanted, node=node.args[1], target=wanted.target[:, first:], start=wanted.start + first),
+    ]
+
+
+def _below_pad(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    before = as_int(dict(node.hyper)["before"])
+    channels = problem.operator.types[node.args[0]].shape[0]
+    kept = wanted.target[:, before : before + channels]
+    return [replace(wanted, node=node.args[0], target=kept, start=wanted.start + before)]
+
+
+def _below_shuffle(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    groups = as_int(dict(node.hyper)["groups"])
+    target = problem.fixed_bias(wanted).target
+    split = target.reshape(len(target), -1, groups, *target.shape[2:])
+    return [_Wanted(node.args[0], split.transpose(1, 2).flatten(1, 2))]
+
+
+def _below_upsample(_problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    factor = as_ints(dict(node.hyper)["factor"])  # one value for a block: its best target is the block's mean
+    return [replace(wanted, node=node.args[0], target=F.avg_pool2d(wanted.target, factor))]
+
+
+def _below_reshape(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    target = problem.fixed_bias(wanted).target
+    return [_Wanted(node.args[0], target.reshape(len(target), *problem.operator.types[node.args[0]].shape))]
+
+
+_TARGETS: dict[str, Callable[[_Problem, _Wanted, Node], list[_Wanted]]] = {
+    "channel_bias": _below_bias,
+    "add": _below_add,
+    "concat": _below_concat,
+    "pad_channels": _below_pad,
+    "channel_shuffle": _below_shuffle,
+    "upsample": _below_upsample,
+    "reshape": _below_reshape,
+    "flatten": _below_reshape,
+}
+
+
+def _regress(
+    features: Tensor, target: Tensor, weight: Tensor, layer: _Layer, with_bias: bool, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Ridge regression of `target` on the patches of `features`, group by group, towards `weight`.
+
+    Returns:
+        The weight, and the bias (zeros without one).
+    """
+    top, left, bottom, right = layer.padding
+    padded = F.pad(features, (left, right, top, bottom))
+    height, width = target.shape[2:]
+    groups, unknowns = layer.groups, weight[0].numel() + with_bias
+    wanted_rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns)
+    per_sample = min(height * width, -(-wanted_rows // len(features)))
+    previous = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+    gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64)
+    moment = torch.zeros(groups, unknowns, weight.shape[0] // groups, dtype=torch.float64)
+    for x, y in zip(torch.split(padded, CHUNK), torch.split(target, CHUNK), strict=True):
+        positions = torch.from_numpy(rng.choice(height * width, per_sample, replace=False))
+        patches = _patches(x, positions // width, positions % width, layer)
+        wanted = y.flatten(2)[:, :, positions].transpose(0, 1).reshape(groups, previous.shape[2], -1).transpose(1, 2)
+        residual = wanted - patches @ previous
+        if with_bias:
+            patches = torch.cat((patches, patches.new_ones(*patches.shape[:2], 1)), dim=2)
+        gram += patches.transpose(1, 2) @ patches
+        moment += patches.transpose(1, 2) @ residual
+
+    rows = len(features) * per_sample
+    strength = RIDGE if rows >= 2 * unknowns else 1e3 * RIDGE
+    scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-12)
+    gram += strength * scale[:, None, None] * torch.eye(unknowns, dtype=torch.float64)
+    change = torch.linalg.solve(gram, moment).float()
+    solved = previous + change[:, : previous.shape[1]]
+    bias = change[:, -1].flatten() if with_bias else weight.new_zeros(len(weight))
+    return solved.transpose(1, 2).reshape(weight.shape), bias
+
+
+def _patches(padded: Tensor, rows: Tensor, columns: Tensor, layer: _Layer) -> Tensor:
+    """Unfold the windows at some positions: ``(n, c, h, w)`` to ``(groups, n * positions, c / groups * kh * kw)``."""
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel, layer.stride, layer.dilation
+    down = (rows * sh)[:, None, None] + dh * torch.arange(kh)[:, None]
+    along = (columns * sw)[:, None, None] + dw * torch.arange(kw)
+    n, c = padded.shape[:2]
+    windows = padded[:, :, down, along].reshape(n, layer.groups, c // layer.groups, len(rows), kh * kw)
+    return windows.permute(1, 0, 3, 2, 4).reshape(layer.groups, n * len(rows), -1)

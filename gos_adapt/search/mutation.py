@@ -1,0 +1,188 @@
+"""Mutation: one small, legal change to an operator.
+
+| mutation | change |
+|---|---|
+| replace instruction | a node becomes another instruction with the same argument kinds |
+| change aggregation | what joins two features becomes another aggregation |
+| add node | a value goes through a further instruction, or is joined with an earlier one, before its consumers see it |
+| delete node | a node's consumers read its first argument instead |
+| change hyperparameter | one setting takes another of its legal values |
+
+Settings that belong together move together: a convolution's padding follows its kernel and dilation so that positions
+stay aligned, and weight shapes follow everything (`search.legal`).
+
+Reference: METHOD 1.3 (thesis 4.3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from gos_adapt.errors import Rejection
+from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.base import HyperValue, Kind, Shape
+from gos_adapt.instructions.rules import as_int, as_ints
+from gos_adapt.operators.graph import LEAVES, WEIGHT, Node, OperatorGraph
+from gos_adapt.search.crossover import Child
+from gos_adapt.search.legal import legalise
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Edit = tuple[list[Node], str]
+"""Edited nodes (not yet legal) and what was done."""
+Mutation = Callable[[OperatorGraph, "np.random.Generator"], Edit | Rejection]
+T = TypeVar("T")
+
+
+def mutate(graph: OperatorGraph, rng: np.random.Generator) -> Child | Rejection:
+    """Apply one mutation, chosen uniformly; the child has the same input and output shapes."""
+    name = _pick(list(MUTATIONS), rng)
+    edit = MUTATIONS[name](graph, rng)
+    if isinstance(edit, Rejection):
+        return Rejection(f"{name}: {edit.reason}")
+    nodes, change = edit
+    operator = legalise(nodes, graph.output_shape)
+    if isinstance(operator, Rejection):
+        return Rejection(f"{name}: {operator.reason}")
+    if operator.text == graph.text:
+        return Rejection(f"{name}: {change} means the same")
+    return Child(operator, f"{name}: {change}")
+
+
+def _replace_instruction(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
+    places = [(i, others) for i in _instructions(graph) if (others := _alternatives(graph.nodes[i]))]
+    if not places:
+        return Rejection("nothing to replace")
+    i, others = _pick(places, rng)
+    return _with_instruction(graph, i, _pick(others, rng), rng)
+
+
+def _change_aggregation(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
+    places = [i for i in _instructions(graph) if INSTRUCTIONS[graph.nodes[i].op].aggregation]
+    if not places:
+        return Rejection("no aggregation")
+    i = _pick(places, rng)
+    others = [op for op in _alternatives(graph.nodes[i]) if INSTRUCTIONS[op].aggregation]
+    return _with_instruction(graph, i, _pick(others, rng), rng)
+
+
+def _add_node(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
+    op = _pick([name for name, row in INSTRUCTIONS.items() if Kind.FEATURE in row.arguments], rng)
+    kinds = INSTRUCTIONS[op].arguments
+    features = [k for k, value in enumerate(graph.types) if value.kind is Kind.FEATURE]
+    i = _pick(features, rng)
+    joined = [_pick([k for k in features if k <= i], rng) for _ in range(kinds.count(Kind.FEATURE) - 1)]
+    leaves = [Node(WEIGHT, shape=(1,))] * kinds.count(Kind.WEIGHT)  # `legalise` derives their shapes
+    added = i + 1 + len(leaves)
+    settings = _settings(op, graph.types[i].shape, rng)
+    after = [
+        replace(node, args=tuple(added if a == i else a + added - i if a > i else a for a in node.args))
+        for node in graph.nodes[i + 1 :]
+    ]
+    node = Node(op, (i, *joined, *range(i + 1, added)), settings)
+    return [*graph.nodes[: i + 1], *leaves, node, *after], f"{op} after v{i}"
+
+
+def _delete_node(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
+    i = _pick(_instructions(graph), rng)
+    substitute = graph.nodes[i].args[0]
+    if i == len(graph.nodes) - 1:
+        return list(graph.nodes[: substitute + 1]), f"v{i} ({graph.nodes[i].op})"
+    nodes = [replace(node, args=tuple(substitute if a == i else a for a in node.args)) for node in graph.nodes]
+    return nodes, f"v{i} ({graph.nodes[i].op})"
+
+
+def _change_hyperparameter(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
+    places = [
+        (i, name)
+        for i in _instructions(graph)
+        for name in INSTRUCTIONS[graph.nodes[i].op].hyperparameters
+        if name != "padding"  # follows kernel and dilation
+    ]
+    if not places:
+        return Rejection("no hyperparameter")
+    i, name = _pick(places, rng)
+    node = graph.nodes[i]
+    old = dict(node.hyper)[name]
+    value = _pick([v for v in INSTRUCTIONS[node.op].hyperparameters[name] if v != old], rng)
+    hyper = _aligned(dict(node.hyper), dict(node.hyper) | {name: value})
+    if isinstance(hyper, Rejection):
+        return hyper
+    nodes = list(graph.nodes)
+    nodes[i] = replace(node, hyper=tuple(sorted(hyper.items())))
+    return nodes, f"{name} of v{i} {old} -> {value}"
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "replace instruction": _replace_instruction,
+    "change aggregation": _change_aggregation,
+    "add node": _add_node,
+    "delete node": _delete_node,
+    "change hyperparameter": _change_hyperparameter,
+}
+
+
+def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _instructions(graph: OperatorGraph) -> list[int]:
+    return [
+        i
+        for i, (node, value) in enumerate(zip(graph.nodes, graph.types, strict=True))
+        if node.op not in LEAVES and value.kind is Kind.FEATURE
+    ]
+
+
+def _alternatives(node: Node) -> list[str]:
+    """Other instructions that take the same kinds of argument."""
+    kinds = INSTRUCTIONS[node.op].arguments
+    return [name for name, row in INSTRUCTIONS.items() if row.arguments == kinds and name != node.op]
+
+
+def _with_instruction(graph: OperatorGraph, i: int, op: str, rng: np.random.Generator) -> Edit:
+    node = graph.nodes[i]
+    fresh = dict(_settings(op, graph.types[node.args[0]].shape, rng))
+    kept = {name: value for name, value in node.hyper if name in fresh}
+    nodes = list(graph.nodes)
+    nodes[i] = Node(op, node.args, tuple(sorted((fresh | kept).items())))
+    return nodes, f"v{i} {node.op} -> {op}"
+
+
+def _settings(op: str, shape: Shape, rng: np.random.Generator) -> tuple[tuple[str, HyperValue], ...]:
+    """Settings for a new `op` that reads a value of `shape`: at random, but keeping the shape where one can."""
+    legal = INSTRUCTIONS[op].hyperparameters
+    hyper: dict[str, HyperValue] = {name: _pick(values, rng) for name, values in legal.items()}
+    if op in ("reshape", "zero"):
+        hyper["shape"] = shape
+    if "channels" in hyper:
+        hyper["channels"] = shape[0]
+    if "groups" in hyper:
+        hyper["groups"] = _pick([1, *(g for g in legal["groups"] if shape[0] % as_int(g) == 0)], rng)
+    if "padding" in hyper:
+        point = hyper | {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0, 0, 0)}
+        aligned = _aligned(point, point | {"kernel": hyper["kernel"]})
+        assert not isinstance(aligned, Rejection), "a window never reaches less far than a point"
+        return tuple(sorted(aligned.items()))
+    return tuple(sorted(hyper.items()))
+
+
+def _aligned(before: dict[str, HyperValue], after: dict[str, HyperValue]) -> dict[str, HyperValue] | Rejection:
+    """Settings `after`, with the padding that keeps shape and centre when the window's extent has changed."""
+    if "padding" not in after:
+        return after
+    top, left, bottom, right = as_ints(before["padding"])
+    grown_h, grown_w = (new - old for old, new in zip(_extent(before), _extent(after), strict=True))
+    padding = (top + grown_h // 2, left + grown_w // 2, bottom + -(-grown_h // 2), right + -(-grown_w // 2))
+    if min(padding) < 0:
+        return Rejection("the window would need negative padding")
+    return after | {"padding": padding}
+
+
+def _extent(hyper: dict[str, HyperValue]) -> tuple[int, int]:
+    """Height and width that a window covers."""
+    (kh, kw), (dh, dw) = as_ints(hyper["kernel"]), as_ints(hyper.get("dilation", (1, 1)))
+    return (kh - 1) * dh + 1, (kw - 1) * dw + 1
