@@ -1,0 +1,71 @@
+"""Every TVM name that moved between versions, in one place; nobody else may know where they live.
+
+Written for apache-tvm 0.27 with apache-tvm-ffi 0.1.14: `tir` became `tirx` and `s_tir` (apache/tvm#18913, #18735), a
+buffer is a `Var` whose type holds its shape, compilation targets are dicts (apache/tvm#18785).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax, tirx
+from tvm.ir import GlobalVar
+from tvm.ir.expr import GenericConst as Constant
+from tvm.relax.expr_functor import mutator
+from tvm.relax.frontend.onnx import from_onnx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.s_tir.schedule.schedule import ScheduleError
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+from tvm.ir.transform import PassContext, Sequential, module_pass
+from tvm_ffi import structural_equal, structural_hash, structural_walk
+
+__all__ = [
+    "Constant",
+    "GlobalVar",
+    "IRModule",
+    "LoopRV",
+    "PassContext",
+    "PrimFunc",
+    "SBlockRV",
+    "Schedule",
+    "ScheduleError",
+    "Sequential",
+    "Target",
+    "from_onnx",
+    "is_reduction",
+    "module_pass",
+    "mutator",
+    "relax",
+    "shape_of",
+    "structural_equal",
+    "structural_hash",
+    "tirx",
+    "tvm",
+    "variables_in",
+]
+
+_REDUCTION_AXIS = 2  # tvm::tirx::IterVarType::kCommReduce
+
+
+def shape_of(buffer: Any) -> tuple[int, ...]:
+    """Return a buffer's (or a typed value's) static shape.
+
+    Raises:
+        TypeError: when a dimension is symbolic.
+    """
+    return tuple(int(size) for size in buffer.ty.shape)
+
+
+def is_reduction(block: Any) -> bool:
+    """Whether a block sums (or takes the maximum ...) over any of its axes."""
+    return any(int(axis.iter_type) == _REDUCTION_AXIS for axis in block.iter_vars)
+
+
+def variables_in(expression: Any) -> list[Any]:
+    """Return the variables that occur in a scalar expression."""
+    found: list[Any] = []
+    structural_walk(expression, (tirx.Var, found.append))
+    return found

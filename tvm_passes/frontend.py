@@ -1,0 +1,83 @@
+"""Import an ONNX graph, remembering which ONNX tensor every Relax variable stands for."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import onnx
+
+from gos_adapt.errors import ModelImportError
+from tvm_passes.compat import IRModule, from_onnx, mutator, relax
+
+
+def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
+    """Import a canonical ONNX graph for one batch size; each variable is named after the ONNX tensor it computes.
+
+    TVM's importer drops the names of intermediate tensors, and with them every trace from a kernel back to the model. So
+    the graph is imported with all tensors as outputs, which gives the variable of each, and then cut back.
+
+    Args:
+        proto: Canonical graph (`gos_adapt.model.Model.proto`).
+        batch: What every dynamic dimension becomes.
+
+    Raises:
+        ModelImportError: when TVM's importer fails on this graph.
+    """
+    every = copy.deepcopy(proto)
+    tensors = [name for node in every.graph.node for name in node.output if name]
+    wanted = {output.name for output in proto.graph.output}
+    every.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in wanted)
+    initialised = {tensor.name for tensor in every.graph.initializer}
+    shapes = {
+        value.name: [d.dim_value if d.HasField("dim_value") else batch for d in value.type.tensor_type.shape.dim]
+        for value in every.graph.input
+        if value.name not in initialised
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Renaming name ...": names are restored here
+            module = from_onnx(every, shape_dict=shapes, sanitize_input_names=True)
+    except Exception as failure:
+        reason = str(failure).strip().splitlines()[-1:] or [type(failure).__name__]
+        raise ModelImportError(f"TVM's ONNX importer failed on this model: {reason[0]}") from failure
+    names = [output.name for output in every.graph.output]
+    return _keep_outputs(module, names, len(proto.graph.output))
+
+
+def _keep_outputs(module: IRModule, names: list[str], keep: int) -> IRModule:
+    """Name each variable after its tensor and return only the first `keep` outputs."""
+    main = module["main"]
+    bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+    outputs = bound[main.body.body]
+    renamer = _Renamer(module, main.body.body, dict(zip(outputs.fields, names, strict=True)), keep)
+    renamer.builder_.update_func(module.get_global_var("main"), renamer.visit_expr(main))
+    return relax.transform.DeadCodeElimination(["main"])(renamer.builder_.get())
+
+
+@mutator
+class _Renamer(relax.PyExprMutator):  # type: ignore[misc]
+    """Variables on the way to a tensor take that tensor's name, until the next tensor begins."""
+
+    def __init__(self, module: IRModule, result: Any, tensor_of: dict[Any, str], keep: int) -> None:
+        super().__init__(module)
+        self.result, self.tensor_of, self.keep = result, tensor_of, keep
+        self.name_of: dict[Any, str] = {}
+        waiting: list[Any] = []
+        for block in module["main"].body.blocks:
+            for binding in block.bindings:
+                waiting.append(binding.var)
+                if binding.var in tensor_of:
+                    self.name_of.update(dict.fromkeys(waiting, tensor_of[binding.var]))
+                    waiting.clear()
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        value = binding.value
+        if binding.var.same_as(self.result):
+            kept = list(value.fields)[: self.keep]
+            value = kept[0] if self.keep == 1 else relax.Tuple(kept)
+        value = self.builder_.normalize(self.visit_expr(value))
+        var = type(binding.var)(self.name_of.get(binding.var, binding.var.name), value.ty)
+        self.set_var_remap(binding.var, var)
+        self.builder_.emit_normalized(relax.VarBinding(var, value))

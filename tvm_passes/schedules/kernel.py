@@ -1,0 +1,75 @@
+"""A fused kernel as the schedule rules see it, and what a rule gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, is_reduction, shape_of
+
+ENTRY = "main"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a constant parameter is stored: one entry per stored axis, outermost first.
+
+    Attributes:
+        parts: (axis of the original array, stride, extent) per stored axis: the stored index i stands for
+            ``i * stride`` along that original axis. A `range` cut into parts this way is a reshape and a transpose.
+    """
+
+    parts: tuple[tuple[int, int, int], ...]
+
+    def index_map(self, *indices: Any) -> list[Any]:
+        """Stored indices of the element at the original `indices` (for TVM's `transform_layout`)."""
+        return [indices[axis] // stride % extent for axis, stride, extent in self.parts]
+
+    def apply(self, array: Any) -> Any:
+        """Return `array` (numpy) as it must be stored."""
+        by_axis = sorted(range(len(self.parts)), key=lambda i: (self.parts[i][0], -self.parts[i][1], -self.parts[i][2]))
+        split = array.reshape([self.parts[i][2] for i in by_axis])
+        return split.transpose([by_axis.index(i) for i in range(len(self.parts))]).copy()
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A scheduled kernel and how its constant parameters must be stored."""
+
+    func: PrimFunc
+    rule: str
+    packings: Mapping[int, Packing] = field(default_factory=dict)
+
+
+class Fused:
+    """A fused kernel under a schedule: its blocks in program order, at most one of them a reduction.
+
+    Attributes:
+        schedule: The schedule being built; `Fused` is the only owner.
+        blocks: All blocks in program order.
+        reductions: Those that reduce.
+    """
+
+    def __init__(self, func: PrimFunc) -> None:
+        self.schedule = Schedule(func)
+        self.blocks: Sequence[SBlockRV] = self.schedule.get_child_blocks(self.schedule.get_sblock("root"))
+        self.reductions = [block for block in self.blocks if is_reduction(self.schedule.get(block))]
+
+    @property
+    def func(self) -> PrimFunc:
+        """The function as scheduled so far."""
+        return self.schedule.mod[ENTRY]
+
+    def written(self, block: SBlockRV) -> tuple[int, ...]:
+        """Shape of the buffer a block writes."""
+        return shape_of(self.schedule.get(block).writes[0].source)
+
+    def axis_extents(self, block: SBlockRV) -> tuple[int, ...]:
+        """Extents of a block's axes."""
+        return tuple(int(axis.dom.extent) for axis in self.schedule.get(block).iter_vars)
+
+    def blocked_axis(self, block: SBlockRV) -> int | None:
+        """Which axis of `block` is stored in blocks of the last dimension, when its result is (n, c/b, ..., b)."""
+        written, axes = self.written(block), self.schedule.get(block).iter_vars
+        return 1 if len(written) == 5 and sum(int(axis.iter_type) == 0 for axis in axes) == 4 else None

@@ -1,0 +1,52 @@
+"""Carry the name of the ONNX tensor through fusion, so that every fused kernel knows which part of the model it is.
+
+Fusion renames and shares freely, but keeps the annotations of blocks. `TagTensors` gives every kernel call its own copy of
+the kernel with the tensor's name on its blocks; after fusion `take_tags` reads the names and gives the copies up again.
+"""
+
+from __future__ import annotations
+
+from tvm_passes.compat import IRModule, PassContext, Schedule, module_pass
+from tvm_passes.kernel_calls import KernelCall, NewCall, kernel_calls, rewrite_kernel_calls
+
+_TAG = "adapt.tensor"
+
+
+@module_pass(opt_level=0, name="TagTensors")
+class TagTensors:
+    """Write the name of the tensor each kernel computes (its variable's name) on the kernel's blocks."""
+
+    def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
+        """Apply the pass."""
+        return rewrite_kernel_calls(module, _tag)
+
+
+def take_tags(module: IRModule) -> tuple[IRModule, list[tuple[str, ...]]]:
+    """Return the module without tags, and for each of its `kernel_calls` the ONNX tensors it computes."""
+    tensors = [_tensors(call) for call in kernel_calls(module)]
+    return rewrite_kernel_calls(module, _untag), tensors
+
+
+def _tag(call: KernelCall) -> NewCall:
+    schedule = Schedule(call.func)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        schedule.annotate(block, _TAG, call.var.name)
+    return NewCall(_named(call, schedule), call.result)
+
+
+def _untag(call: KernelCall) -> NewCall:
+    schedule = Schedule(call.func)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        if _TAG in schedule.get(block).annotations:
+            schedule.unannotate(block, _TAG)
+    return NewCall(_named(call, schedule), call.result)
+
+
+def _tensors(call: KernelCall) -> tuple[str, ...]:
+    schedule = Schedule(call.func)
+    blocks = (schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root")))
+    return tuple(dict.fromkeys(str(block.annotations[_TAG]) for block in blocks if _TAG in block.annotations))
+
+
+def _named(call: KernelCall, schedule: Schedule) -> object:
+    return schedule.mod["main"].with_attrs(dict(call.func.attrs or {}))
