@@ -1,1 +1,1 @@
-"""gos_adapt/report."""
+"""The report: facts (plain data), pictures, one HTML file."""

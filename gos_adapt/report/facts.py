@@ -1,0 +1,367 @@
+"""Plain data behind every picture and table of the report. Nothing here draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from gos_adapt.errors import Rejection
+from gos_adapt.operators.graph import LEAVES, Node, OperatorGraph
+from gos_adapt.operators.text import parse
+from gos_adapt.verdict import comparison_text, latency_text, metric_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gos_adapt.quantities import Count, Measurement
+    from gos_adapt.result import CandidateResult, Formula, GroupSearch, OperatorSummary, Result, SiteResult
+
+BARS = 24
+"""Sites in the per-site picture: more are unreadable, and the rest costs next to nothing."""
+
+
+class Headline(NamedTuple):
+    """One quantity of the whole model, before and after, as text."""
+
+    name: str
+    before: str
+    after: str
+    kind: str
+
+
+class BaselineRow(NamedTuple):
+    """One line of the baselines table: a latency, and the adapted model against it."""
+
+    name: str
+    role: Literal["adapted", "baseline"]
+    measurement: Measurement
+    speed_up_best: float | None
+    speed_up_median: float | None
+    comparison: str
+    accuracy: str
+
+
+class SiteRow(NamedTuple):
+    """One site; `number` is how pictures call it."""
+
+    number: int
+    name: str
+    kind: str
+    state: Literal["replaced", "searched", "left alone"]
+    reason: str
+    before: Measurement
+    after: Measurement | None
+    macs: tuple[Count, Count]
+    parameters: tuple[Count, Count]
+
+    @property
+    def label(self) -> str:
+        """Short name: tensor names are too long for an axis."""
+        return f"{self.number} · {self.kind}"
+
+
+Status = Literal["chosen", "front", "dominated", "infeasible"]
+
+
+class ParetoPoint(NamedTuple):
+    """One candidate that was timed."""
+
+    latency_change_s: float
+    parameters: int
+    status: Status
+    outcome: str
+    text: str
+    accuracy: str
+
+
+class Pareto(NamedTuple):
+    """One search: every timed candidate, and how many candidates there is no latency for."""
+
+    group: str
+    sites: tuple[str, ...]
+    original_parameters: int
+    points: tuple[ParetoPoint, ...]
+    untimed: int
+
+
+class OutcomeTable(NamedTuple):
+    """Candidates by where they ended (rows) and search (columns)."""
+
+    groups: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    totals: tuple[int, ...]
+
+
+class Box(NamedTuple):
+    """One node of an operator: what it is called, its settings, the shape it makes."""
+
+    name: str
+    settings: tuple[str, ...]
+    shape: str
+    role: Literal["input", "weight", "instruction", "result"]
+
+
+class Drawing(NamedTuple):
+    """An operator as boxes and arrows (indices of boxes)."""
+
+    boxes: tuple[Box, ...]
+    arrows: tuple[tuple[int, int], ...]
+
+
+class OperatorView(NamedTuple):
+    """An operator in every form the report shows; no drawing when its text cannot be read."""
+
+    text: str
+    formula: Formula
+    drawing: Drawing | None
+    macs: Count
+    parameters: Count
+    latency: Measurement
+
+
+class ReplacedOperator(NamedTuple):
+    """One operator that took another's place, and where."""
+
+    sites: tuple[str, ...]
+    numbers: tuple[int, ...]
+    before: OperatorView
+    after: OperatorView
+    lineage: tuple[str, ...]
+    comparison: str
+
+
+def headlines(result: Result) -> tuple[Headline, ...]:
+    """Latency, accuracy, parameters and multiply-accumulates of the whole model."""
+    latency, accuracy = result.latency, result.accuracy
+    rows = [Headline("Latency", measurement_text(latency.original), measurement_text(latency.adapted), "measured")]
+    if accuracy:
+        name = f"{accuracy.metric[0].upper()}{accuracy.metric[1:]}"
+        rows.append(Headline(name, metric_text(accuracy.original), metric_text(accuracy.adapted), "measured"))
+    for name, change in (("Parameters", result.parameters), ("Multiply-accumulates", result.macs)):
+        rows.append(Headline(name, count_text(change.before.value), count_text(change.after.value), change.before.kind))
+    return tuple(rows)
+
+
+def baselines(result: Result) -> tuple[BaselineRow, ...]:
+    """Return the adapted model, then every baseline, measured or not."""
+    latency, accuracy = result.latency, result.accuracy
+    scores = {"original": accuracy.original, "onnxruntime_fp32": accuracy.original} if accuracy else {}
+    if accuracy and accuracy.onnxruntime_int8:
+        scores["onnxruntime_int8"] = accuracy.onnxruntime_int8
+    adapted = metric_text(accuracy.adapted) if accuracy else ""
+    rows = [BaselineRow("Adapted model", "adapted", latency.adapted, None, None, "", adapted)]
+    for key, name in latency.BASELINES.items():
+        ratio = latency.speed_up(key)
+        rows.append(
+            BaselineRow(
+                name=f"{name[0].upper()}{name[1:]}",
+                role="baseline",
+                measurement=latency.baselines[key],
+                speed_up_best=ratio and ratio.best,
+                speed_up_median=ratio and ratio.median,
+                comparison=comparison_text(ratio.median) if ratio else "",
+                accuracy=metric_text(scores[key]) if key in scores else "",
+            )
+        )
+    return tuple(rows)
+
+
+def site_rows(result: Result) -> tuple[SiteRow, ...]:
+    """Every site in the model's order."""
+    return tuple(_site_row(number, site) for number, site in enumerate(result.sites, start=1))
+
+
+def slowest_sites(rows: Iterable[SiteRow]) -> tuple[SiteRow, ...]:
+    """Return the sites that the per-site picture shows: measured, slowest first, at most `BARS`."""
+    measured = (row for row in rows if row.before.ok)
+    return tuple(sorted(measured, key=lambda row: -row.before.median_s)[:BARS])
+
+
+def paretos(result: Result) -> tuple[Pareto, ...]:
+    """One picture for each search."""
+    parameters = {site.name: site.original.parameters.value for site in result.sites}
+    return tuple(_pareto(group, parameters) for group in result.search)
+
+
+def outcomes(result: Result) -> OutcomeTable:
+    """Candidates of all searches by where they ended, in the order of the cascade."""
+    names = dict.fromkeys(name for group in result.search for name in group.outcomes)
+    return OutcomeTable(
+        groups=tuple(group.name for group in result.search),
+        rows=tuple((name, tuple(group.outcomes.get(name, 0) for group in result.search)) for name in names),
+        totals=tuple(sum(group.outcomes.values()) for group in result.search),
+    )
+
+
+def replaced_operators(result: Result) -> tuple[ReplacedOperator, ...]:
+    """Return the replacements, sites that received the same operator together."""
+    together: dict[tuple[str, str], list[tuple[int, SiteResult]]] = {}
+    for number, site in enumerate(result.sites, start=1):
+        if site.replacement is not None:
+            together.setdefault((site.original.key, site.replacement.key), []).append((number, site))
+    return tuple(_replaced_operator(sites) for sites in together.values())
+
+
+def drawing(text: str) -> Drawing | None:
+    """Boxes and arrows of an operator's text form; None when it cannot be read."""
+    graph = parse(text)
+    return None if isinstance(graph, Rejection) else _drawing(graph)
+
+
+def environment(result: Result) -> tuple[tuple[str, str], ...]:
+    """Machine, versions and settings as name and value."""
+    machine, device, options = result.environment, result.device, result.options
+    budget = "none" if options.budget_s is None else duration_text(options.budget_s)
+    epsilon = options.epsilon
+    rows = (
+        ("Device", f"{device.name} ({device.kind}), {count_text(device.memory_bytes // 2**20)} MiB"),
+        ("Threads", str(device.threads)),
+        ("Compiled for", device.target),
+        ("Searched on", f"{machine.cpu}, {machine.cores} cores, {machine.system}, {machine.architecture}"),
+        ("Frequency governor", machine.governor or "not readable"),
+        ("Load at the start", "not readable" if machine.load is None else f"{machine.load:.2f}"),
+        ("Date", machine.date),
+        ("Accuracy that may be lost", f"{100 * epsilon:g} points" if _in_points(result) else f"{epsilon:g}"),
+        ("Most sites to replace", str(options.max_sites)),
+        ("Time budget", budget),
+        ("Seed", str(options.seed)),
+        ("Python", machine.python),
+    )
+    return rows + tuple(machine.packages.items())
+
+
+def limits(result: Result) -> tuple[str, ...]:
+    """What the numbers do not say, for this result."""
+    batch, threads = result.latency.batch, result.device.threads
+    said = [
+        f"Latencies hold for batch {batch} on {threads} thread{'s' * (threads != 1)} of {result.device.name};"
+        " another device, batch or thread count ranks operators differently.",
+        "Sites may overlap (a residual branch holds its layers), so their latencies do not add up to the model's.",
+    ]
+    if result.accuracy is None:
+        said.append(
+            "No task was given: accuracy was not measured, and only rewrites that keep the function were tried."
+        )
+    else:
+        said.append(
+            f"The accuracy is that of {result.accuracy.n} samples of the split “{result.accuracy.split}”,"
+            " which no decision used."
+        )
+    for name, measurement in result.latency.baselines.items():
+        if not measurement.ok:
+            said.append(f"Nothing is said against {result.latency.BASELINES[name]}: {measurement.error}.")
+    return (*said, *result.notes)
+
+
+def measurement_text(measurement: Measurement | None) -> str:
+    """Median latency, or a dash."""
+    return latency_text(measurement.median_s) if measurement and measurement.ok else "–"
+
+
+def count_text(value: int) -> str:
+    """Digits in groups of three, by thin spaces that do not break."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def duration_text(seconds: float) -> str:
+    """A stage's duration: ``"3.2 s"``, ``"12 min 5 s"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def _in_points(result: Result) -> bool:
+    return result.accuracy is not None and result.accuracy.original.unit == "fraction"
+
+
+def _site_row(number: int, site: SiteResult) -> SiteRow:
+    after = site.replacement or site.original
+    return SiteRow(
+        number=number,
+        name=site.name,
+        kind=site.kind,
+        state="replaced" if site.replacement else "searched" if site.chosen else "left alone",
+        reason=site.reason,
+        before=site.original.latency,
+        after=site.replacement.latency if site.replacement else None,
+        macs=(site.original.macs, after.macs),
+        parameters=(site.original.parameters, after.parameters),
+    )
+
+
+def _pareto(group: GroupSearch, parameters: dict[str, int]) -> Pareto:
+    points = tuple(
+        ParetoPoint(
+            latency_change_s=candidate.latency_change.value,
+            parameters=candidate.parameters.value,
+            status=_status(candidate),
+            outcome=candidate.outcome,
+            text=candidate.text,
+            accuracy=metric_text(candidate.accuracy) if candidate.accuracy else "",
+        )
+        for candidate in group.candidates
+        if candidate.latency_change is not None
+    )
+    return Pareto(
+        group=group.name,
+        sites=group.sites,
+        original_parameters=next((parameters[site] for site in group.sites if site in parameters), 0),
+        points=points,
+        untimed=sum(group.outcomes.values()) - len(points),
+    )
+
+
+def _status(candidate: CandidateResult) -> Status:
+    if candidate.chosen:
+        return "chosen"
+    if not candidate.feasible:
+        return "infeasible"
+    return "front" if candidate.on_front else "dominated"
+
+
+def _replaced_operator(sites: list[tuple[int, SiteResult]]) -> ReplacedOperator:
+    _, first = sites[0]
+    assert first.replacement is not None
+    before, after = first.original.latency, first.replacement.latency
+    comparison = comparison_text(before.median_s / after.median_s) if before.ok and after.ok else ""
+    return ReplacedOperator(
+        sites=tuple(site.name for _, site in sites),
+        numbers=tuple(number for number, _ in sites),
+        before=_view(first.original),
+        after=_view(first.replacement),
+        lineage=first.lineage,
+        comparison=comparison and f"{comparison} the original here",
+    )
+
+
+def _view(operator: OperatorSummary) -> OperatorView:
+    return OperatorView(
+        operator.text, operator.formula, drawing(operator.text), operator.macs, operator.parameters, operator.latency
+    )
+
+
+PLAIN_SETTINGS = {
+    "stride": (1, 1),
+    "dilation": (1, 1),
+    "groups": 1,
+    "padding": (0, 0, 0, 0),
+}
+"""Settings that change nothing and would only fill the picture; the text form has them all."""
+
+
+def _drawing(graph: OperatorGraph) -> Drawing:
+    boxes = tuple(_box(graph, i, node) for i, node in enumerate(graph.nodes))
+    return Drawing(boxes, tuple((argument, i) for i, node in enumerate(graph.nodes) for argument in node.args))
+
+
+def _box(graph: OperatorGraph, index: int, node: Node) -> Box:
+    settings = tuple(
+        f"{name} {'×'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in node.hyper
+        if PLAIN_SETTINGS.get(name) != value
+    )
+    shape = "×".join(map(str, graph.types[index].shape))
+    if node.op in LEAVES:
+        return Box(node.op, settings, shape, "input" if index in graph.inputs else "weight")
+    role: Literal["instruction", "result"] = "result" if index == len(graph.nodes) - 1 else "instruction"
+    return Box(node.op.replace("_", " "), settings, shape, role)

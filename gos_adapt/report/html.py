@@ -1,0 +1,127 @@
+"""Put facts and pictures into one self-contained HTML file: no network, no other files.
+
+Names of models and tensors, texts and equations come from files that anyone may have written: jinja2 escapes them,
+MathML is rebuilt from allowed elements, and the file's content security policy forbids what is not inside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from gos_adapt.report import facts, pictures
+from gos_adapt.report.operator_svg import operator_svg
+from gos_adapt.result import Formula, Latencies, Result
+from gos_adapt.run_folder import write_atomic
+from gos_adapt.verdict import latency_text, metric_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import plotly.graph_objects as go
+
+MATHML = frozenset(
+    (
+        "math",
+        "mrow",
+        "mi",
+        "mn",
+        "mo",
+        "mtext",
+        "mspace",
+        "mstyle",
+        "mtable",
+        "mtr",
+        "mtd",
+        "msup",
+        "msub",
+        "msubsup",
+        "mfrac",
+        "msqrt",
+        "mroot",
+        "mover",
+        "munder",
+        "munderover",
+    )
+)
+"""MathML Core elements that carry no link, script or foreign content."""
+
+
+def write_report(result: Result, path: Path) -> None:
+    """Write the report of `result` to `path`; whatever was there is replaced as a whole.
+
+    Raises:
+        RunFolderError: `path` cannot be written.
+    """
+    write_atomic(path, render(result).encode())
+
+
+def render(result: Result) -> str:
+    """Return the report as HTML."""
+    environment = Environment(
+        loader=PackageLoader("gos_adapt", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "latency": facts.measurement_text,
+        "count": facts.count_text,
+        "duration": facts.duration_text,
+        "seconds": latency_text,
+        "math": mathml,
+        "metric": metric_text,
+    }
+    return environment.get_template("report.html.j2").render(_context(result))
+
+
+def _context(result: Result) -> dict[str, Any]:
+    """Everything the template shows."""
+    baselines, sites, paretos = facts.baselines(result), facts.site_rows(result), facts.paretos(result)
+    slowest = facts.slowest_sites(sites)
+    measured = any(row.measurement.ok for row in baselines)
+    return {
+        "result": result,
+        "headlines": facts.headlines(result),
+        "baselines": baselines,
+        "baseline_plot": _figure(pictures.baseline_bars(baselines), "baselines") if measured else None,
+        "sites": sites,
+        "slowest": slowest,
+        "site_plot": _figure(pictures.site_bars(slowest), "sites") if slowest else None,
+        "searches": [
+            (pareto, group, _figure(pictures.pareto_scatter(pareto), f"pareto-{i}") if pareto.points else None)
+            for i, (pareto, group) in enumerate(zip(paretos, result.search, strict=True))
+        ],
+        "operators": facts.replaced_operators(result),
+        "outcomes": facts.outcomes(result),
+        "environment": facts.environment(result),
+        "limits": facts.limits(result),
+        "svg": lambda drawing, caption: Markup(operator_svg(drawing, caption)),
+        "plotly_js": Markup(get_plotlyjs()),
+        "baseline_names": Latencies.BASELINES,
+    }
+
+
+def _figure(figure: go.Figure, name: str) -> Markup:
+    """The figure's place and its data; plotly writes `<`, `>` and `/` in data as unicode escapes."""
+    config = {"displayModeBar": False, "responsive": True}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=config))
+
+
+def mathml(formula: Formula) -> Markup:
+    """Rebuild a formula's MathML from allowed elements and their text; fall back to its plain text."""
+    try:
+        root = ET.fromstring(f"<math>{formula.mathml}</math>")
+        if any(element.tag not in MATHML for element in root.iter()):
+            raise ValueError("an element that is not of MathML Core")
+    except (ET.ParseError, ValueError):
+        return Markup("<code>{}</code>").format(formula.text)
+    for element in root.iter():
+        element.attrib.clear()
+    root.set("display", "block")
+    return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=False))

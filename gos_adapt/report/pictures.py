@@ -1,0 +1,164 @@
+"""Draw the facts: plotly figures. Colours are of the Okabe-Ito palette, and shapes repeat what colours say."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from gos_adapt.report.facts import BaselineRow, Pareto, ParetoPoint, SiteRow, Status, count_text
+from gos_adapt.verdict import latency_text
+
+INK, FAINT, BEFORE, AFTER, CHOSEN = "#1f2328", "#d8dee4", "#9aa4af", "#0072b2", "#d55e00"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+
+STATUS: dict[Status, tuple[str, dict[str, Any]]] = {
+    "infeasible": ("infeasible", {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": BEFORE}}),
+    "dominated": ("feasible", {"symbol": "circle-open", "size": 8, "color": AFTER}),
+    "front": ("on the front", {"symbol": "circle", "size": 9, "color": AFTER}),
+    "chosen": ("chosen", {"symbol": "star", "size": 15, "color": CHOSEN}),
+}
+"""Legend word and marker of each kind of candidate, drawn in this order."""
+
+
+def baseline_bars(rows: tuple[BaselineRow, ...]) -> go.Figure:
+    """Draw whole-model latencies: bars are medians, the line on each reaches down to the best sample."""
+    shown = [row for row in rows if row.measurement.ok]
+    scale, unit = _unit([row.measurement.median_s for row in shown])
+    figure = go.Figure(
+        go.Bar(
+            x=[row.measurement.median_s * scale for row in shown],
+            y=[escape(row.name) for row in shown],
+            orientation="h",
+            marker={"color": [AFTER if row.role == "adapted" else BEFORE for row in shown]},
+            text=[latency_text(row.measurement.median_s) for row in shown],
+            textposition="auto",
+            insidetextanchor="start",
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [0] * len(shown),
+                "arrayminus": [(row.measurement.median_s - row.measurement.best_s) * scale for row in shown],
+                "color": INK,
+                "thickness": 1.2,
+                "width": 4,
+            },
+            hovertext=[
+                f"median {latency_text(row.measurement.median_s)}, best {latency_text(row.measurement.best_s)}"
+                for row in shown
+            ],
+            hoverinfo="text",
+        )
+    )
+    return _styled(figure, height=70 + 44 * len(shown), x_title=f"latency, {unit} (measured)", reverse=True)
+
+
+def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
+    """Draw the latency of each site before and, where it was replaced, after."""
+    scale, unit = _unit([row.before.median_s for row in rows])
+    replaced = [row for row in rows if row.after is not None and row.after.ok]
+    figure = go.Figure(
+        [
+            go.Bar(
+                name="original (measured)",
+                x=[row.before.median_s * scale for row in rows],
+                y=[row.label for row in rows],
+                hovertext=[_site_text(row) for row in rows],
+                hoverinfo="text",
+                orientation="h",
+                marker={"color": BEFORE},
+            ),
+            go.Bar(
+                name="replacement (measured)",
+                x=[row.after.median_s * scale for row in replaced if row.after],
+                y=[row.label for row in replaced],
+                hovertext=[_site_text(row) for row in replaced],
+                hoverinfo="text",
+                orientation="h",
+                marker={"color": AFTER},
+            ),
+        ]
+    )
+    return _styled(figure, height=120 + 30 * len(rows), x_title=f"latency, {unit}", reverse=True)
+
+
+def pareto_scatter(pareto: Pareto) -> go.Figure:
+    """Draw every timed candidate by latency change and parameters, the front joined, the original at no change."""
+    scale, unit = _unit([abs(point.latency_change_s) for point in pareto.points])
+    figure = go.Figure()
+    front = sorted((p for p in pareto.points if p.status in ("front", "chosen")), key=lambda p: p.latency_change_s)
+    if len(front) > 1:
+        line = {"color": AFTER, "width": 1, "shape": "hv"}
+        xs, ys = [p.latency_change_s * scale for p in front], [p.parameters for p in front]
+        figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    for status, (name, marker) in STATUS.items():
+        points = [point for point in pareto.points if point.status == status]
+        if points:
+            figure.add_scatter(
+                name=name,
+                x=[point.latency_change_s * scale for point in points],
+                y=[point.parameters for point in points],
+                mode="markers",
+                marker=marker,
+                hovertext=[_point_text(point) for point in points],
+                hoverinfo="text",
+            )
+    original = {"symbol": "diamond", "size": 10, "color": INK}
+    figure.add_scatter(
+        name="original",
+        x=[0],
+        y=[pareto.original_parameters],
+        mode="markers",
+        marker=original,
+        hovertext=[f"original operator, {count_text(pareto.original_parameters)} parameters"],
+        hoverinfo="text",
+    )
+    figure.update_yaxes(title="parameters (counted)", rangemode="tozero")
+    figure.update_xaxes(zeroline=True, zerolinecolor=BEFORE)
+    return _styled(figure, height=380, x_title=f"latency change at one site, {unit} (measured)")
+
+
+def _styled(figure: go.Figure, height: int, x_title: str, *, reverse: bool = False) -> go.Figure:
+    axis = {"gridcolor": FAINT, "linecolor": FAINT, "automargin": True, "title": {"standoff": 10}, "fixedrange": True}
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 10, "r": 16, "t": 36, "b": 10},
+        font={"family": FONT, "size": 13, "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        bargap=0.3,
+        hoverlabel={"bgcolor": "white", "align": "left", "font": {"size": 12}},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
+    )
+    figure.update_xaxes(axis | {"title": {"text": x_title, "standoff": 10}})
+    figure.update_yaxes(axis | ({"autorange": "reversed", "showgrid": False} if reverse else {}))
+    return figure
+
+
+def _unit(latencies_s: list[float]) -> tuple[float, str]:
+    """One unit for one axis: the factor from seconds, and its name."""
+    largest = max(latencies_s, default=0.0)
+    return next(((scale, unit) for scale, unit in ((1.0, "s"), (1e3, "ms")) if largest * scale >= 0.1), (1e6, "µs"))
+
+
+def _site_text(row: SiteRow) -> str:
+    lines = [
+        f"<b>{row.number} · {escape(row.kind)}</b>",
+        escape(row.name),
+        f"original {latency_text(row.before.median_s)}",
+    ]
+    if row.after is not None and row.after.ok:
+        lines.append(f"replacement {latency_text(row.after.median_s)}")
+    return "<br>".join(lines)
+
+
+def _point_text(point: ParetoPoint) -> str:
+    """What a candidate is: its instructions (leaves are left out) and its numbers."""
+    lines = [line for line in point.text.splitlines() if "(" in line]
+    numbers = f"{latency_text(point.latency_change_s)} (measured), {count_text(point.parameters)} parameters (counted)"
+    accuracy = [f"accuracy {escape(point.accuracy)}"] if point.accuracy else []
+    return "<br>".join(
+        [f"<b>{escape(point.outcome)}</b>", numbers, *accuracy, *(escape(line[:90]) for line in lines[:20])]
+    )
