@@ -123,7 +123,9 @@ class _Graph:
         if node.op_type == "MatMul":
             covered += self._follow(covered[-1], ("Add",))
         if LAYERS[node.op_type] == "pool":
-            return covered + self._follow(covered[-1], ("Flatten",))
+            while reshaping := self._follow(covered[-1], ("Flatten", "Reshape")):
+                covered += reshaping
+            return covered
         return covered + self._follow(covered[-1], ACTIVATIONS)
 
     def branch(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
