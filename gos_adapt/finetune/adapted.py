@@ -30,11 +30,13 @@ class AdaptedModel(nn.Module):
 
     Attributes:
         sites: In model order, none overlapping another.
+        whole: Whether everything before the first site can change too; then "the first cut" is the model's input.
         cuts: For each site, then for the end, the tensors that everything from there on depends on.
     """
 
-    def __init__(self, model: Model, sites: Sequence[Site]) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], *, whole: bool = False) -> None:
         super().__init__()
+        self.whole = whole
         order = {name: i for i, node in enumerate(model.proto.graph.node) for name in node.output}
         self.sites = tuple(sorted(sites, key=lambda site: order[site.output]))
         self.cuts = (*(cut(model, self.sites[k:]) for k in range(len(self.sites))), (model.outputs[0].name,))
@@ -43,10 +45,13 @@ class AdaptedModel(nn.Module):
 
     def at_first_cut(self, samples: Tensor) -> Tensors:
         """Run the unchanged part on model inputs ``(n, ...)``."""
-        return self._advance({self.source: samples}, 0)
+        given = {self.source: samples}
+        return given if self.whole else self._advance(given, 0)
 
     def forward(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """From the tensors at the first cut to the model's first output, with `operators` at the sites."""
+        if self.whole:
+            tensors = self._advance(tensors, 0)
         for k, operator in enumerate(operators):
             tensors = self.pass_site(tensors, k, operator(tensors[self.sites[k].input]))
         return tensors[self.cuts[-1][0]]
@@ -84,9 +89,7 @@ class CutSamples:
         probe = self._compute(slice(0, 1))
         if n * sum(tensor.nbytes for tensor in probe.values()) <= MAX_BYTES:
             batches = [self._compute(slice(start, start + BATCH)) for start in range(0, n, BATCH)]
-            self._cached: Tensors | None = {
-                name: torch.cat([batch[name] for batch in batches]) for name in adapted.cuts[0]
-            }
+            self._cached: Tensors | None = {name: torch.cat([batch[name] for batch in batches]) for name in probe}
         else:
             self._cached = None
 

@@ -173,7 +173,7 @@ def _train(
         index = torch.from_numpy(rng.integers(len(inputs), size=settings.batch))
         optimizer.zero_grad()
         loss = (trained(inputs[index]) - wanted[index]).square().mean() / spread
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return tuple(leaf.detach() for leaf in trained.leaves)

@@ -1,0 +1,320 @@
+"""Train replacements inside the model against the original model's outputs, and score what comes out.
+
+The teacher is the original model: its outputs are computed once for each training sample. Where the task has labels,
+the task's loss is added. Only the replaced operators are trained (METHOD 1.3), or everything (`recover`, METHOD 1.4.4).
+
+Reference: METHOD 1.3, 1.4.3. Deviations: the learning rate falls along a cosine to zero, because the last of a few
+dozen steps must settle; gradients are clipped, because factors from a closed form can be badly scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
+from gos_adapt.finetune.capture import Activations, sample_limit
+from gos_adapt.finetune.fit import DEFAULT, FitSettings, fit
+from gos_adapt.model.splice import splice
+from gos_adapt.operators.torch_form import TorchOperator
+from gos_adapt.search.candidate import Judgement
+from gos_adapt.task import Score
+
+if TYPE_CHECKING:
+    from gos_adapt.model.model import Array, Model, Replacement, Site
+    from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.task import Metric, Split, Task
+
+Progress = Callable[[int, int], None]
+"""(steps done, steps in all)"""
+MAX_GRADIENT_NORM = 10.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    Attributes:
+        steps: Of the optimiser.
+        learning_rate: At its peak (METHOD 1.3).
+        momentum: METHOD 1.3.
+        weight_decay: METHOD 1.3.
+        label_weight: Of the task's loss beside the distillation loss.
+    """
+
+    steps: int = 60
+    learning_rate: float = 0.003
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """Training samples with the original model's outputs.
+
+    Attributes:
+        task: Loss, temperature, batch.
+        samples: Of the training split.
+        teacher: ``(n, ...)``, first output of the original model.
+    """
+
+    task: Task
+    samples: Split
+    teacher: Tensor
+
+
+def prepare_lessons(original: Model, task: Task, n: int) -> Lessons:
+    """Compute the original model's outputs for the first `n` training samples."""
+    samples = task.training.part(slice(0, n))
+    model = AdaptedModel(original, ())
+    with torch.no_grad():
+        batches = [model(model.at_first_cut(torch.from_numpy(x)), ()) for x, _ in samples.batches(BATCH)]
+    return Lessons(task, samples, torch.cat(batches))
+
+
+def score(model: Model, split: Split, metric: Metric) -> Score:
+    """Score a model in torch: the path on which candidates are scored too."""
+    adapted = AdaptedModel(model, ())
+    return _score(adapted, (), _cut_samples(adapted, split), split, metric)
+
+
+class AccuracyJudge:
+    """Judges candidates for one group of sites of one model by what they cost the task.
+
+    1. Fit the operator to every site in model order, each on what it reads behind the replacements before it.
+    2. Score. A drop that training cannot mend (above `hopeless`) or need not (below `enough`) is final.
+    3. Train the replaced operators, score again; keep the better.
+
+    Attributes:
+        hopeless: Drop.
+        enough: Drop.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        lessons: Lessons,
+        original_score: Score,
+        *,
+        training: Training = Training(),
+        fitting: FitSettings = DEFAULT,
+        fit_samples: int = 256,
+        hopeless: float = 0.3,
+        enough: float = 0.0,
+        time_left: Callable[[], float] = lambda: float("inf"),
+    ) -> None:
+        self._adapted = AdaptedModel(model, sites)
+        names = [site.name for site in sites]
+        self._order = [names.index(site.name) for site in self._adapted.sites]
+        self._lessons = lessons
+        self._original_score = original_score
+        self._training = training
+        self._fitting = fitting
+        self._fit_samples = min(fit_samples, lessons.samples.n)
+        self.hopeless, self.enough = hopeless, enough
+        self._time_left = time_left
+        self._selection = _cut_samples(self._adapted, lessons.task.selection)
+        self._taught = _cut_samples(self._adapted, lessons.samples)
+
+    def __call__(self, operator: OperatorGraph, weights: tuple[tuple[Array, ...], ...]) -> Judgement:
+        """Return the judgement of `operator` at all sites; `weights` (one tuple a site) are where fitting starts."""
+        start = self._taught[slice(0, self._fit_samples)]
+        operators = fit_in_order(self._adapted, start, operator, [weights[k] for k in self._order], self._fitting)
+        before = self._judgement(operators)
+        if not self.enough < before.drop < self.hopeless:
+            return before
+        train(
+            self._adapted,
+            operators,
+            self._taught,
+            self._lessons,
+            self._training,
+            seed=int(operator.key, 16),
+            time_left=self._time_left,
+        )
+        return min(self._judgement(operators), before, key=lambda judgement: judgement.drop)
+
+    def _judgement(self, operators: Sequence[TorchOperator]) -> Judgement:
+        task = self._lessons.task
+        value = _score(self._adapted, operators, self._selection, task.selection, task.metric).value
+        weights = tuple(operators[self._order.index(k)].weights() for k in range(len(operators)))
+        return Judgement(value, task.metric.drop(self._original_score.value, value), weights)
+
+
+def fit_in_order(
+    adapted: AdaptedModel,
+    start: dict[str, Tensor],
+    operator: OperatorGraph,
+    initial: Sequence[Sequence[Array]],
+    settings: FitSettings = DEFAULT,
+) -> list[TorchOperator]:
+    """Fit `operator` to every site in model order, each knowing the error of those before it.
+
+    Args:
+        adapted: The model and its sites.
+        start: Tensors at the first cut for the samples to fit on.
+        operator: The same for all sites.
+        initial: Weights to start from, one tuple a site, in model order.
+        settings: Of the fits.
+    """
+    adapted_tensors = original_tensors = start
+    operators = []
+    with torch.no_grad():
+        for k, site in enumerate(adapted.sites):
+            teacher = TorchOperator(site.operator, site.weights)
+            limit = sample_limit(site)
+            inputs, teacher_inputs = adapted_tensors[site.input], original_tensors[site.input]
+            with torch.enable_grad():
+                fitted = fit(
+                    operator, initial[k], teacher, Activations(inputs[:limit], teacher_inputs[:limit]), settings
+                )
+            operators.append(TorchOperator(operator, fitted.weights))
+            adapted_tensors = adapted.pass_site(adapted_tensors, k, operators[k](inputs))
+            original_tensors = adapted.pass_site(original_tensors, k, teacher(teacher_inputs))
+    return operators
+
+
+def train(
+    adapted: AdaptedModel,
+    operators: Sequence[TorchOperator],
+    taught: CutSamples,
+    lessons: Lessons,
+    settings: Training,
+    *,
+    seed: int,
+    trainable: Literal["replaced", "all"] = "replaced",
+    time_left: Callable[[], float] = lambda: float("inf"),
+    progress: Progress | None = None,
+) -> None:
+    """Train operators (with ``"all"`` the rest of the model from the first cut on as well) in place.
+
+    Deterministic by `seed`, unless `time_left` ends it early.
+    """
+    rng = np.random.default_rng(seed)
+    parameters = [leaf for operator in operators for leaf in operator.parameters()]
+    rest = list(adapted.executor.parameters())
+    for value in rest:
+        value.requires_grad_(trainable == "all")
+    parameters += rest if trainable == "all" else []
+    if not parameters:
+        return
+    optimizer = torch.optim.SGD(
+        parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    targets = torch.from_numpy(lessons.samples.arrays()[1])
+    for step, index in enumerate(_batches(lessons.samples.n, lessons.task.batch, settings.steps, rng)):
+        if time_left() <= 0:
+            return
+        outputs = adapted(taught[index], operators)
+        loss = lessons.task.loss.distillation(outputs, lessons.teacher[index], lessons.task.temperature)
+        if settings.label_weight:
+            loss = loss + settings.label_weight * lessons.task.loss.task(outputs, targets[index])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, settings.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """A model after recovery training.
+
+    Attributes:
+        model: Spliced.
+        replacements: With trained weights, in the order they were given.
+        score: On the selection split.
+    """
+
+    model: Model
+    replacements: tuple[Replacement, ...]
+    score: Score
+
+
+def recover(
+    model: Model,
+    sites: Sequence[Site],
+    replacements: Sequence[Replacement],
+    lessons: Lessons,
+    settings: Training,
+    *,
+    seed: int,
+    trainable: Literal["replaced", "all"] = "replaced",
+    time_left: Callable[[], float] = lambda: float("inf"),
+    progress: Progress | None = None,
+) -> Recovered:
+    """Train all replacements together, and keep what is better: before or after.
+
+    Args:
+        model: Without the replacements.
+        sites: Of `model`, at least those that are replaced.
+        replacements: None overlapping another.
+        lessons: From the original model.
+        settings: Of the training.
+        seed: Of the order of samples.
+        trainable: With ``"all"`` the rest learns too: the replacements alone then no longer describe the result.
+        time_left: Seconds; ends the training early.
+        progress: Called after each step.
+    """
+    replaced = {replacement.site: replacement for replacement in replacements}
+    adapted = AdaptedModel(model, [site for site in sites if site.name in replaced], whole=trainable == "all")
+    chosen = [replaced[site.name] for site in adapted.sites]
+    operators = [TorchOperator(replacement.operator, replacement.weights) for replacement in chosen]
+    task = lessons.task
+    selection = _cut_samples(adapted, task.selection)
+    before = _score(adapted, operators, selection, task.selection, task.metric)
+    taught = _cut_samples(adapted, lessons.samples)
+    train(
+        adapted,
+        operators,
+        taught,
+        lessons,
+        settings,
+        seed=seed,
+        trainable=trainable,
+        time_left=time_left,
+        progress=progress,
+    )
+    after = _score(adapted, operators, selection, task.selection, task.metric)
+    if task.metric.drop(before.value, after.value) >= 0:
+        return Recovered(splice(model, replacements), tuple(replacements), before)
+    trained = {r.site: replace(r, weights=o.weights()) for r, o in zip(chosen, operators, strict=True)}
+    rest = replace(model, proto=adapted.executor.write_back()) if trainable == "all" else model
+    ordered = tuple(trained[replacement.site] for replacement in replacements)
+    return Recovered(splice(rest, ordered), ordered, after)
+
+
+def _cut_samples(adapted: AdaptedModel, split: Split) -> CutSamples:
+    return CutSamples(adapted, lambda which: split.part(which).arrays()[0], split.n)
+
+
+def _score(
+    adapted: AdaptedModel, operators: Sequence[TorchOperator], samples: CutSamples, split: Split, metric: Metric
+) -> Score:
+    targets = split.arrays()[1]
+    tallies = []
+    with torch.no_grad():
+        for start in range(0, samples.n, BATCH):
+            batch = slice(start, start + BATCH)
+            tallies.append(metric.tally(adapted(samples[batch], operators).numpy(), targets[batch]))
+    return Score(metric, metric.value(np.asarray(sum(tallies))), split.n, split.name)
+
+
+def _batches(n: int, size: int, count: int, rng: np.random.Generator) -> Iterator[Array]:
+    """Yield `count` index arrays, going through all samples before any comes again."""
+    queue = rng.permutation(n)
+    for _ in range(count):
+        if len(queue) < min(size, n):
+            queue = rng.permutation(n)
+        yield queue[:size]
+        queue = queue[size:]

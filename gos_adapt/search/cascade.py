@@ -1,0 +1,291 @@
+"""The cascade: cheapest test first, so that most candidates die before anything expensive.
+
+`LEVELS` is the algorithm. A level takes a batch of living outcomes and returns them with what it found, some of them
+stopped with a reason. Before the first level, breeding has turned away what is ill-typed or was seen before; the same
+`Tally` counts both.
+
+Reference: METHOD 1.4.1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gos_adapt.cost.counted import counted_cost
+from gos_adapt.quantities import Measurement
+from gos_adapt.search.candidate import ORIGINAL, Judgement, Outcome
+from gos_adapt.search.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from gos_adapt.model.model import Site
+    from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.quantities import Prediction
+    from gos_adapt.run_folder import RunFolder
+    from gos_adapt.search.candidate import Candidate, Weights
+
+ILL_TYPED = "ill-typed"
+SEEN = "seen before"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The search's numbers.
+
+    Attributes:
+        generations: At most (METHOD 1.3: 50).
+        population: Survivors of a generation.
+        offspring: Bred in a generation.
+        mutation: Probability (METHOD 1.3).
+        crossover: Probability (METHOD 1.3).
+        epsilon: What may be lost: a feasible candidate's drop is below it.
+        prediction_slack: How many times the original's latency a prediction must exceed to be believed.
+        max_fit_error: Relative error of the fit from which on a candidate is not measured.
+        judgements: Most candidates judged in a generation.
+    """
+
+    generations: int = 50
+    population: int = 24
+    offspring: int = 24
+    mutation: float = 0.8
+    crossover: float = 0.6
+    epsilon: float = 0.01
+    prediction_slack: float = 1.5
+    max_fit_error: float = 0.5
+    judgements: int = 3
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything outside the search that it needs, as plain calls.
+
+    Attributes:
+        sites: The group: alike, in model order.
+        predict: Latency of an operator on the device.
+        fit_error: Relative error of an operator fitted to the group's first site, from initial weights.
+        measure: Latencies of operators with weights, all in one batch on the device, in order.
+        judge: Fits an operator to all sites from initial weights, trains if there is a task, and says what is lost.
+        folder: Keeps every finished evaluation.
+        model_key: Of the model as it is now; evaluations of another model do not count.
+        time_left: Seconds; the search ends when there are none.
+    """
+
+    sites: tuple[Site, ...]
+    predict: Callable[[OperatorGraph], Prediction]
+    fit_error: Callable[[OperatorGraph, Weights], float]
+    measure: Callable[[Sequence[tuple[OperatorGraph, Weights]]], Sequence[Measurement]]
+    judge: Callable[[OperatorGraph, tuple[Weights, ...]], Judgement]
+    folder: RunFolder
+    model_key: str
+    time_left: Callable[[], float]
+
+    @property
+    def original(self) -> OperatorGraph:
+        """What the group's sites compute now."""
+        return self.sites[0].operator
+
+    def key(self, what: str, operator: OperatorGraph) -> str:
+        """Name of an evaluation in the journal."""
+        group = "+".join(site.name for site in self.sites)
+        return f"{what}:{self.model_key}:{group}:{operator.key}"
+
+    def remembered(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the journal's value of `key`; compute and record it if there is none."""
+        if key not in self.folder.journal:
+            self.folder.journal.put(key, compute())
+        return self.folder.journal.get(key)
+
+
+@dataclass
+class Tally:
+    """How many candidates each level stopped, and the seconds it took."""
+
+    stopped: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+def run_cascade(candidates: Sequence[Candidate], context: Context, settings: Settings, tally: Tally) -> list[Outcome]:
+    """Take candidates through all levels but the judgement; the outcomes are in the candidates' order.
+
+    The original operator, bred like any other, is feasible by definition and skips them all.
+    """
+    outcomes = [Outcome(candidate, len(context.sites)) for candidate in candidates]
+    outcomes = [
+        replace(outcome, level=ORIGINAL, judgement=Judgement(None, 0.0, outcome.candidate.weights))
+        if outcome.candidate.operator.text == context.original.text
+        else outcome
+        for outcome in outcomes
+    ]
+    for name, level in LEVELS.items():
+        start = time.perf_counter()
+        alive = [i for i, outcome in enumerate(outcomes) if outcome.reason is None and not outcome.is_original]
+        entered = [replace(outcomes[i], level=name) for i in alive]
+        for i, outcome in zip(alive, level(entered, context, settings), strict=True):
+            outcomes[i] = outcome
+            tally.stopped[name] += outcome.reason is not None
+        tally.seconds[name] += time.perf_counter() - start
+    return outcomes
+
+
+def _counted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
+    original = counted_cost(context.original)
+    return [
+        outcome.stopped("no fewer operations, parameters or bytes than the original")
+        if counted_cost(outcome.candidate.operator).no_better_than(original)
+        else outcome
+        for outcome in outcomes
+    ]
+
+
+def _predicted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
+    limit_s = settings.prediction_slack * context.predict(context.original).latency_s
+    predicted = [replace(outcome, prediction=context.predict(outcome.candidate.operator)) for outcome in outcomes]
+    return [
+        outcome.stopped(f"predicted latency {outcome.prediction.latency_s:.3g} s is above {limit_s:.3g} s")
+        if outcome.prediction is not None and outcome.prediction.latency_s > limit_s
+        else outcome
+        for outcome in predicted
+    ]
+
+
+def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
+    return [_fit(outcome, context, settings) for outcome in outcomes]
+
+
+def _fit(outcome: Outcome, context: Context, settings: Settings) -> Outcome:
+    candidate = outcome.candidate
+    key = context.key("fit", candidate.operator)
+    if key not in context.folder.journal and context.time_left() <= 0:
+        return outcome.stopped("out of time")
+    error = context.remembered(key, lambda: _finite(context.fit_error(candidate.operator, candidate.weights[0])))
+    if error is None or error > settings.max_fit_error:
+        text = "not finite" if error is None else f"{error:.3g}, limit {settings.max_fit_error:.3g}"
+        return replace(outcome, fit_error=error).stopped(
+            f"relative error of the fit is {text}", 0.99 if error is None else error / (1 + error)
+        )
+    return replace(outcome, fit_error=error)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _measured(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
+    missing = [
+        outcome.candidate
+        for outcome in outcomes
+        if context.key("latency", outcome.candidate.operator) not in context.folder.journal
+    ]
+    if missing and context.time_left() > 0:
+        batch = [(context.original, context.sites[0].weights), *((c.operator, c.weights[0]) for c in missing)]
+        original, *measurements = context.measure(batch)
+        for candidate, measurement in zip(missing, measurements, strict=True):
+            pair = [measurement.to_json(), original.to_json()]
+            context.folder.journal.put(context.key("latency", candidate.operator), pair)
+    return [_with_latency(outcome, context) for outcome in outcomes]
+
+
+def _with_latency(outcome: Outcome, context: Context) -> Outcome:
+    pair = context.folder.journal.get(context.key("latency", outcome.candidate.operator))
+    if pair is None:
+        return outcome.stopped("out of time")
+    latency, original = (Measurement.from_json(form) for form in pair)
+    for measurement in (latency, original):
+        if not measurement.ok:
+            return replace(outcome, latency=latency, original_latency=original).stopped(
+                f"not measured: {measurement.error}", 0.9
+            )
+    outcome = replace(outcome, latency=latency, original_latency=original)
+    change_s = OBJECTIVES["latency change (s)"](outcome)
+    if change_s >= 0 and outcome.candidate.operator.parameters >= context.original.parameters:
+        return outcome.stopped("measured neither faster nor smaller than the original")
+    return outcome
+
+
+Level = Callable[[Sequence[Outcome], Context, Settings], list[Outcome]]
+LEVELS: dict[str, Level] = {
+    "counted cost": _counted,
+    "predicted latency": _predicted,
+    "fit": _fitted,
+    "measured latency": _measured,
+}
+ACCURACY = "accuracy"
+"""The last level, `judge`: it looks at the whole front, so it runs once a generation over all that wait."""
+LEVEL_NAMES = (ILL_TYPED, SEEN, *LEVELS, ACCURACY)
+
+
+def judge(
+    waiting: Sequence[Outcome], front: Sequence[Outcome], context: Context, settings: Settings, tally: Tally
+) -> list[Outcome]:
+    """Judge the candidates that would enter the front if they were feasible, the most promising first.
+
+    Promising is a large gain in latency and a small error of the fit; with a gain of none, few parameters decide. Those
+    not reached, by number or by time, stay as they were and wait.
+
+    Returns:
+        The outcomes in the order of `waiting`.
+    """
+    start = time.perf_counter()
+    outcomes = list(waiting)
+    current = list(front)
+    judged = 0
+    for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
+        key = context.key("judgement", outcomes[i].candidate.operator)
+        known = key in context.folder.journal
+        if judged == settings.judgements or (not known and context.time_left() <= 0):
+            break
+        if any(dominates(other, outcomes[i]) for other in current):
+            continue
+        outcomes[i] = _judge(replace(outcomes[i], level=ACCURACY), key, context, settings)
+        tally.stopped[ACCURACY] += outcomes[i].reason is not None
+        current += [outcomes[i]] if outcomes[i].feasible else []
+        judged += 1
+    tally.seconds[ACCURACY] += time.perf_counter() - start
+    return outcomes
+
+
+def objectives(outcome: Outcome) -> tuple[float, ...]:
+    """Values of a measured outcome, in the order of `OBJECTIVES`."""
+    return tuple(objective(outcome) for objective in OBJECTIVES.values())
+
+
+def _promise(outcome: Outcome) -> tuple[float, float]:
+    change_s, parameters = objectives(outcome)
+    assert outcome.fit_error is not None, "measured after fitting"
+    return (-change_s * max(0.0, 1 - outcome.fit_error) if change_s < 0 else -change_s, -parameters)
+
+
+def dominates(one: Outcome, other: Outcome) -> bool:
+    """Whether `one` is different in no objective for the worse, and in some for the better."""
+    mine, theirs = objectives(one), objectives(other)
+    return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+
+
+def _judge(outcome: Outcome, key: str, context: Context, settings: Settings) -> Outcome:
+    judgement = _remembered_judgement(outcome.candidate, key, context)
+    outcome = replace(outcome, judgement=judgement)
+    if judgement.drop < settings.epsilon:
+        return outcome
+    excess = judgement.drop - settings.epsilon
+    text = f"loses {judgement.drop:.4g}, allowed is less than {settings.epsilon:.4g}"
+    return outcome.stopped(text, excess / (1 + excess))
+
+
+def _remembered_judgement(candidate: Candidate, key: str, context: Context) -> Judgement:
+    """The judgement in the run folder: numbers in the journal, weights in a file that is written first."""
+    file = f"weights-{candidate.operator.key}-{context.model_key}.safetensors"
+    if key not in context.folder.journal:
+        fresh = context.judge(candidate.operator, candidate.weights)
+        arrays = {f"{k}.{i}": array for k, own in enumerate(fresh.weights) for i, array in enumerate(own)}
+        context.folder.save_arrays(file, arrays)
+        context.folder.journal.put(key, [fresh.score, fresh.drop])
+    score, drop = context.folder.journal.get(key)
+    arrays = context.folder.load_arrays(file) or {}
+    count = len(candidate.operator.weights)
+    weights = tuple(tuple(arrays[f"{k}.{i}"] for i in range(count)) for k in range(len(context.sites)))
+    return Judgement(score, drop, weights)

@@ -1,0 +1,145 @@
+"""NSGA-II over operators: pymoo's algorithm with our sampling, crossover, mutation and duplicate elimination.
+
+An individual's one variable is a `Candidate`. The only constraint says how far a candidate got: 0 or less is feasible,
+between 0 and 1 it was judged and lost too much, and every level missed before that adds one. Objectives of candidates
+that were never measured are NaN: pymoo ranks infeasible individuals by the constraint alone and never looks at them.
+
+Reference: METHOD 1.3; Deb et al. 2002. `X`, `F`, `G` are pymoo's names for variables, objectives and constraints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.crossover import Crossover
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.termination import NoTermination
+from pymoo.problems.static import StaticProblem
+
+from gos_adapt.errors import Rejection
+from gos_adapt.search.cascade import ILL_TYPED, LEVEL_NAMES, SEEN, objectives
+from gos_adapt.search.crossover import cross
+from gos_adapt.search.mutation import mutate
+from gos_adapt.search.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gos_adapt.search.candidate import Candidate, Outcome
+    from gos_adapt.search.cascade import Settings, Tally
+
+    Array = np.ndarray[Any, Any]
+
+ATTEMPTS = 8
+"""Mutations or crossovers tried before the parent is handed on unchanged (and then turned away as seen before)."""
+
+
+def nsga2(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tally) -> NSGA2:
+    """Return the algorithm, ready for `ask`; its first answer is the seeds."""
+    algorithm = NSGA2(
+        pop_size=settings.population,
+        n_offsprings=settings.offspring,
+        sampling=Population.new("X", _column(seeds)),
+        crossover=SubgraphCrossover(settings.crossover, tally),
+        mutation=InstructionMutation(settings.mutation, tally),
+        eliminate_duplicates=SameOperator(tally),
+        seed=seed,
+    )
+    problem = Problem(n_var=1, n_obj=len(OBJECTIVES), n_ieq_constr=1, vtype=object)
+    return algorithm.setup(problem, termination=NoTermination())
+
+
+def assign(individuals: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+    """Give individuals the objectives and constraint of their outcomes."""
+    if not outcomes:
+        return
+    F = np.array([_objectives(outcome) for outcome in outcomes])  # noqa: N806  (pymoo's name)
+    G = np.array([[_violation(outcome)] for outcome in outcomes])  # noqa: N806  (pymoo's name)
+    problem = Problem(n_var=1, n_obj=len(OBJECTIVES), n_ieq_constr=1, vtype=object)
+    evaluator = Evaluator(skip_already_evaluated=False)
+    evaluator.eval(StaticProblem(problem, F=F, G=G), Population.create(*individuals))
+
+
+def _objectives(outcome: Outcome) -> tuple[float, ...]:
+    measured = outcome.latency is not None and outcome.latency.ok
+    return objectives(outcome) if measured or outcome.is_original else (np.nan,) * len(OBJECTIVES)
+
+
+def _violation(outcome: Outcome) -> float:
+    if outcome.feasible:
+        return 0.0
+    missed = len(LEVEL_NAMES) - 1 - LEVEL_NAMES.index(outcome.level)
+    return missed + max(outcome.severity, 1e-6)
+
+
+class SubgraphCrossover(Crossover):  # type: ignore[misc]
+    """Two parents give two children: the head of each with the tail of the other."""
+
+    def __init__(self, probability: float, tally: Tally) -> None:
+        super().__init__(n_parents=2, n_offsprings=2, prob=probability)
+        self._tally = tally
+
+    def _do(self, _problem: Problem, X: Array, *_: Any, random_state: np.random.Generator, **__: Any) -> Array:  # noqa: N803
+        children = np.empty_like(X)
+        for k, (one, other) in enumerate(zip(X[0, :, 0], X[1, :, 0], strict=True)):
+            children[0, k, 0] = self._cross(one, other, random_state)
+            children[1, k, 0] = self._cross(other, one, random_state)
+        return children
+
+    def _cross(self, head: Candidate, tail: Candidate, rng: np.random.Generator) -> Candidate:
+        for _ in range(ATTEMPTS):
+            child = cross(head.operator, tail.operator, rng)
+            if not isinstance(child, Rejection):
+                return head.child(child.operator, child.origin, tail)
+            self._tally.stopped[ILL_TYPED] += 1
+        return head
+
+
+class InstructionMutation(Mutation):  # type: ignore[misc]
+    """One small change."""
+
+    def __init__(self, probability: float, tally: Tally) -> None:
+        super().__init__(prob=probability)
+        self._tally = tally
+
+    def _do(self, _problem: Problem, X: Array, *_: Any, random_state: np.random.Generator, **__: Any) -> Array:  # noqa: N803
+        return _column([self._mutate(parent, random_state) for parent in X[:, 0]])
+
+    def _mutate(self, parent: Candidate, rng: np.random.Generator) -> Candidate:
+        for _ in range(ATTEMPTS):
+            child = mutate(parent.operator, rng)
+            if not isinstance(child, Rejection):
+                return parent.child(child.operator, child.origin)
+            self._tally.stopped[ILL_TYPED] += 1
+        return parent
+
+
+class SameOperator(DuplicateElimination):  # type: ignore[misc]
+    """Turns away every operator that was ever bred before, by its canonical text."""
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+        self._tally = tally
+
+    def _do(self, pop: Population, other: Population | None, is_duplicate: Array) -> Array:
+        if other is None:  # pymoo also compares with the population, which is among what was seen
+            for i, individual in enumerate(pop):
+                text = individual.X[0].operator.text
+                is_duplicate[i] = text in self._seen
+                self._tally.stopped[SEEN] += text in self._seen
+                self._seen.add(text)
+        return is_duplicate
+
+
+def _column(candidates: Sequence[Candidate]) -> Array:
+    """Shape ``(n, 1)``, as pymoo wants its variables."""
+    column = np.empty((len(candidates), 1), dtype=object)
+    column[:, 0] = candidates
+    return column

@@ -1,0 +1,137 @@
+"""Search: breed operators for a group of alike sites, keep what is faster or smaller and still right.
+
+1. Seeds: the original operator and its known relatives.
+2. Each generation: breed (`nsga`), take the offspring through the cascade, judge what would enter the front.
+3. Until the generations or the time are over, or breeding gives nothing new and nothing waits.
+
+Deterministic: the same seed, context and journal give the same evaluations. Every finished evaluation is in the
+journal, so a search that was cut continues by repeating its own history from there.
+
+Reference: METHOD 1.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gos_adapt.cost.measured import clearly_faster
+from gos_adapt.instructions.base import Kind
+from gos_adapt.operators.graph import LEAVES
+from gos_adapt.operators.seeds import seeds as relatives
+from gos_adapt.search.candidate import Candidate, Outcome
+from gos_adapt.search.cascade import Tally, dominates, judge, objectives, run_cascade
+from gos_adapt.search.nsga import assign, nsga2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gos_adapt.model.model import Site
+    from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.search.cascade import Context, Settings
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a search found.
+
+    Attributes:
+        outcomes: Every candidate that was bred and legal, in the order of breeding.
+        best: The feasible, non-dominated ones, the fastest first; never the original itself.
+        stopped: How many candidates each level stopped.
+        seconds: What each level took.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    best: tuple[Outcome, ...]
+    stopped: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def search(
+    context: Context, settings: Settings, seed: int, progress: Callable[[int, Front], None] | None = None
+) -> Front:
+    """Search operators for `context.sites`.
+
+    Args:
+        context: The group and what evaluates its candidates.
+        settings: The numbers.
+        seed: Of breeding.
+        progress: Called after each generation with its number and the front so far.
+    """
+    tally = Tally()
+    algorithm = nsga2(seed_candidates(context.sites), settings, seed, tally)
+    outcomes: list[Outcome] = []
+    waiting: dict[int, Any] = {}  # position among the outcomes -> pymoo's individual
+    for generation in range(settings.generations):
+        offspring = algorithm.ask()
+        bred = [] if offspring is None else list(offspring)
+        cascaded = run_cascade([individual.X[0] for individual in bred], context, settings, tally)
+        assign(bred, cascaded)
+        waiting |= {len(outcomes) + k: bred[k] for k, outcome in enumerate(cascaded) if outcome.waiting}
+        outcomes += [_lightened(outcome) for outcome in cascaded]
+        feasible = [outcome for outcome in outcomes if outcome.feasible]
+        judged = judge([outcomes[i] for i in waiting], feasible, context, settings, tally)
+        assign(list(waiting.values()), judged)
+        for i, outcome in zip(list(waiting), judged, strict=True):
+            outcomes[i] = _lightened(outcome)
+            if not outcome.waiting:
+                del waiting[i]
+        if bred:
+            algorithm.tell(infills=offspring)
+        if progress is not None:
+            progress(generation, _front(outcomes, tally))
+        if context.time_left() <= 0 or (not bred and all(_dominated(outcomes[i], outcomes) for i in waiting)):
+            break
+    return _front(outcomes, tally)
+
+
+def seed_candidates(sites: Sequence[Site]) -> list[Candidate]:
+    """Return the original and its relatives; deterministic, because each draws from its own content.
+
+    A relative that multiplies weights by weights is left out: compiled, the product is one weight as large as before.
+    """
+    candidates = []
+    for seed in relatives(sites[0].operator):
+        if not _multiplies_weights(seed.graph):
+            rng = np.random.default_rng(int(seed.graph.key, 16))
+            weights = tuple(seed.initial(site.weights, rng) for site in sites)
+            candidates.append(Candidate(seed.graph, weights, (f"seed {seed.name}",)))
+    return candidates
+
+
+def _multiplies_weights(graph: OperatorGraph) -> bool:
+    return any(
+        node.op not in LEAVES and value.kind is Kind.WEIGHT
+        for node, value in zip(graph.nodes, graph.types, strict=True)
+    )
+
+
+def _lightened(outcome: Outcome) -> Outcome:
+    """Let go of the weights of a candidate that was stopped: thousands of them would fill the memory."""
+    if outcome.reason is None:
+        return outcome
+    candidate = replace(outcome.candidate, weights=())
+    judgement = outcome.judgement and replace(outcome.judgement, weights=())
+    return replace(outcome, candidate=candidate, judgement=judgement)
+
+
+def _front(outcomes: Sequence[Outcome], tally: Tally) -> Front:
+    feasible = [outcome for outcome in outcomes if outcome.feasible and not outcome.is_original]
+    best = [outcome for outcome in feasible if not _dominated(outcome, feasible)]
+    ranked = tuple(sorted(best, key=objectives))
+    return Front(tuple(outcomes), ranked, dict(tally.stopped), dict(tally.seconds))
+
+
+def _dominated(outcome: Outcome, others: Sequence[Outcome]) -> bool:
+    return any(other is not outcome and other.feasible and dominates(other, outcome) for other in others)
+
+
+def choose(front: Front) -> Outcome | None:
+    """Return the feasible candidate that is fastest, and faster than the original by more than the noise."""
+    for outcome in front.best:
+        if outcome.latency and outcome.original_latency and clearly_faster(outcome.latency, outcome.original_latency):
+            return outcome
+    return None
