@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, Shape
-from gos_adapt.instructions.notation import by, term
+from gos_adapt.instructions.notation import term, window
 from gos_adapt.instructions.rules import as_int, as_ints, integer, integers, shape_rule
 from gos_adapt.instructions.windows import window_counts, windows
 
@@ -85,11 +85,7 @@ def _macs(arguments: tuple[Shape, ...], result: Shape, _hyper: Hyper) -> int:
 
 
 def _label(kernel: Shape, channels: int, stride: Shape, padding: Shape, dilation: Shape, groups: int) -> str:
-    words = [by(kernel)]
-    words += [f"s{by(stride)}"] if stride != (1, 1) else []
-    words += [f"d{by(dilation)}"] if dilation != (1, 1) else []
-    words += [f"g{groups}"] if groups != 1 else []
-    return ", ".join(words)
+    return window(kernel, stride, dilation) + (f", g{groups}" if groups != 1 else "")
 
 
 ROWS = (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 from sympy.core.symbol import Str
+from sympy.printing.precedence import PRECEDENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ class Term(sympy.Expr):  # type: ignore[misc]  # sympy is untyped
 
     is_commutative = True
     is_extended_real = True
+    precedence = PRECEDENCE["Add"] + 1  # products and powers put it in parentheses, sums do not
 
     def __new__(cls, symbol: str | Str, label: str | Str, *arguments: sympy.Expr) -> Term:
         """Build from plain strings or, as sympy's own rebuilding does, from `Str`."""
@@ -45,7 +47,7 @@ class Term(sympy.Expr):  # type: ignore[misc]  # sympy is untyped
         mark = self._symbol + (f"_{{{self._label}}}" if self._label else "")
         if self._symbol.isalpha():
             return f"{mark}({', '.join(map(printer._print, self._arguments))})"
-        return f" {mark} ".join(_atomic(a, printer._print(a), "({})") for a in self._arguments)
+        return f" {mark} ".join(printer._print(a) if a.is_Atom else f"({printer._print(a)})" for a in self._arguments)
 
     def _latex(self, printer: Any) -> str:
         mark = _LATEX_SIGNS.get(self._symbol, rf"\operatorname{{{self._symbol}}}")
@@ -54,7 +56,8 @@ class Term(sympy.Expr):  # type: ignore[misc]  # sympy is untyped
             mark += rf"_{{\mathrm{{{label}}}}}"
         if self._symbol.isalpha():
             return rf"{mark}\left({', '.join(map(printer._print, self._arguments))}\right)"
-        return f" {mark} ".join(_atomic(a, printer._print(a), r"\left({}\right)") for a in self._arguments)
+        # always in parentheses: a product in LaTeX does not ask for `precedence`
+        return rf"\left({f' {mark} '.join(map(printer._print, self._arguments))}\right)"
 
     def _mathml_presentation(self, printer: Any) -> Any:
         word = self._symbol.isalpha()
@@ -92,8 +95,12 @@ def by(sizes: tuple[int, ...]) -> str:
     return "×".join(map(str, sizes))
 
 
-def _atomic(argument: sympy.Expr, printed: str, fence: str) -> str:
-    return printed if argument.is_Atom else fence.format(printed)
+def window(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...] = (1, 1)) -> str:
+    """Write a window as ``3×3, s2, d1×2``, leaving out strides and dilations of one."""
+    steps = ((letter, step) for letter, step in (("s", stride), ("d", dilation)) if set(step) != {1})
+    return ", ".join(
+        [by(kernel), *(letter + (str(step[0]) if len(set(step)) == 1 else by(step)) for letter, step in steps)]
+    )
 
 
 def _leaf(printer: Any, tag: str, text: str) -> Any:

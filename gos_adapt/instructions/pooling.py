@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, Shape
-from gos_adapt.instructions.notation import by, term
+from gos_adapt.instructions.notation import term, window
 from gos_adapt.instructions.rules import as_ints, integers, shape_rule
 from gos_adapt.instructions.windows import window_counts, windows
 
@@ -78,7 +78,7 @@ def _macs(_arguments: tuple[Shape, ...], result: Shape, hyper: Hyper) -> int:
 
 
 def _label(kernel: Shape, stride: Shape, padding: Shape) -> str:
-    return by(kernel) + (f", s{by(stride)}" if stride != (1, 1) else "")
+    return window(kernel, stride)
 
 
 ROWS = (

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import sympy
 import torch
 import torch.nn.functional as F
 
@@ -188,7 +189,7 @@ ROWS = (
         numpy=lambda x, shape: np.zeros((x.shape[0], *shape), x.dtype),
         torch=lambda x, shape: x.new_zeros((x.shape[0], *shape)),
         onnx=_zero_onnx,
-        equation=term("zero", lambda shape: by(shape), order=()),
+        equation=lambda _x, shape: sympy.Integer(0),
     ),
     Instruction(
         name="channel_slice",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import HyperValue, Kind, Shape
-from gos_adapt.operators.graph import INPUT, WEIGHT, Node, OperatorGraph, infer_node, typed
+from gos_adapt.operators.graph import INPUT, WEIGHT, Node, OperatorGraph, infer_node, infer_types, typed
 
 if TYPE_CHECKING:
     from gos_adapt.instructions.base import ValueType
@@ -94,6 +94,17 @@ class Builder:
         self._types.append(inferred)
         return len(self._nodes) - 1
 
+    @property
+    def weight_count(self) -> int:
+        """How many weight leaves there are so far."""
+        return sum(node.op == WEIGHT for node in self._nodes)
+
     def graph(self) -> OperatorGraph | Rejection:
         """Return the operator whose result is the last node, or the first thing that did not fit."""
         return self._rejection or typed(tuple(self._nodes))
+
+    def unlimited_graph(self) -> OperatorGraph | Rejection:
+        """Return it without the size limits: for `canonicalise`, which may make it smaller."""
+        nodes = tuple(self._nodes)
+        types = self._rejection or infer_types(nodes)
+        return types if isinstance(types, Rejection) else OperatorGraph(nodes)

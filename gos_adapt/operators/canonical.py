@@ -1,10 +1,10 @@
 """The canonical form: one text for all operators that are the same computation written differently.
 
-1. *Simplify*, bottom up: each node is rewritten by the table `RULES` until none applies, and a node equal to an earlier
+1. *Simplify*, bottom up: each node is rewritten by the table `RULES` until none applies; a node equal to an earlier
    one is that earlier one. What nobody uses is left behind.
-2. *Order*: inputs first, then post-order from the result. The arguments of a commutative instruction are sorted by their
-   structure; where that leaves a tie (equal structure, different weights), every order is tried and the smallest text
-   wins, so isomorphic operators give the same text.
+2. *Order*: inputs first, then post-order from the result. The arguments of a commutative instruction are sorted by
+   their structure; where that leaves a tie (equal structure, different weights), every order is tried and the smallest
+   form wins, so isomorphic operators give the same text.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Draft:
 
 
 def _simplified(graph: OperatorGraph) -> tuple[_Draft, int]:
-    """Rewrite bottom up; the inputs come first and stay even if unused. The result is an instruction, if only identity."""
+    """Rewrite bottom up; inputs come first and stay even if unused; the result is an instruction, if only identity."""
     draft = _Draft()
     position: dict[int, int] = {i: draft.leaf(graph.nodes[i]) for i in graph.inputs}
     for i, node in enumerate(graph.nodes):

@@ -1,0 +1,197 @@
+"""Known relatives of an operator, with weights derived from its own: where a search starts.
+
+*Relatives* replace one node (a convolution by its low-rank form, a pool by another) wherever it stands: in a single
+layer or inside a residual branch. *Shortcuts* replace a whole branch. A relative that does not fit is simply absent.
+
+Reference: METHOD 1.2 (populations start from seeds, never from noise), 1.4 (fit), 1.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gos_adapt.errors import Rejection
+from gos_adapt.instructions import INSTRUCTIONS, activation
+from gos_adapt.operators import factors
+from gos_adapt.operators.builder import Builder
+from gos_adapt.operators.canonical import canonicalise
+from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph, typed
+from gos_adapt.operators.relatives import RELATIVES, Relative
+
+if TYPE_CHECKING:
+    from gos_adapt.instructions.base import Shape
+
+    Array = np.ndarray[Any, Any]
+    Arrays = tuple[Array, ...]
+
+Initial = Callable[[Sequence["Array"], np.random.Generator], "Arrays"]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One operator to start from.
+
+    Attributes:
+        name: For lineages and reports, for example ``"low_rank_out 8 at v2"``.
+        graph: Canonical; same inputs and output shape as the operator it may replace.
+        initial: ``initial(weights, rng)``: its weights from those of the replaced operator.
+    """
+
+    name: str
+    graph: OperatorGraph
+    initial: Initial
+
+
+def seeds(operator: OperatorGraph) -> tuple[Seed, ...]:
+    """Return the operator itself (canonical) and all relatives that fit, each canonical form once."""
+    found: dict[str, Seed] = {}
+    for seed in (_itself(operator), *_node_seeds(operator), *_branch_seeds(operator)):
+        if _fits(seed.graph, operator):
+            found.setdefault(seed.graph.text, seed)
+    return tuple(found.values())
+
+
+def _fits(graph: OperatorGraph, operator: OperatorGraph) -> bool:
+    return graph.output_shape == operator.output_shape and isinstance(typed(graph.nodes), OperatorGraph)
+
+
+def _itself(operator: OperatorGraph) -> Seed:
+    return _canonical_seed("original", operator, lambda weights, _rng: tuple(weights))
+
+
+def _canonical_seed(name: str, graph: OperatorGraph, initial: Initial) -> Seed:
+    canonical = canonicalise(graph)
+
+    def ordered(weights: Sequence[Array], rng: np.random.Generator) -> Arrays:
+        written = initial(weights, rng)
+        return tuple(np.ascontiguousarray(written[i], np.float32) for i in canonical.weight_order)
+
+    return Seed(name, canonical.graph, ordered)
+
+
+# Relatives of one node
+
+
+def _node_seeds(operator: OperatorGraph) -> Iterator[Seed]:
+    for i, node in enumerate(operator.nodes):
+        if node.op in RELATIVES and all(operator.nodes[a].op == WEIGHT for a in node.args[1:]):
+            for relative in RELATIVES[node.op](operator.types[node.args[0]].shape, dict(node.hyper)):
+                seed = _substituted(operator, i, relative)
+                if isinstance(seed, Seed):
+                    yield seed
+
+
+def _substituted(operator: OperatorGraph, place: int, relative: Relative) -> Seed | Rejection:
+    """Write `operator` again with `relative` instead of node `place`."""
+    builder = Builder()
+    position: list[int] = []
+    sources: list[tuple[str, int]] = []  # of each weight: among the operator's own, or among the relative's
+    for i, node in enumerate(operator.nodes):
+        if i == place:
+            before = builder.weight_count
+            position.append(relative.build(builder, position[node.args[0]]))
+            sources += [("relative", k) for k in range(builder.weight_count - before)]
+        else:
+            position.append(builder.add(Node(node.op, tuple(position[a] for a in node.args), node.hyper, node.shape)))
+            if node.op == WEIGHT:
+                sources.append(("own", operator.weights.index(i)))
+    graph = builder.unlimited_graph()
+    if isinstance(graph, Rejection):
+        return graph
+    replaced = [operator.weights.index(a) for a in operator.nodes[place].args[1:]]
+
+    def initial(weights: Sequence[Array], _rng: np.random.Generator) -> Arrays:
+        derived = {"own": tuple(weights), "relative": relative.initial(*(weights[k] for k in replaced))}
+        return tuple(derived[origin][k] for origin, k in sources)
+
+    return _canonical_seed(f"{relative.name} at v{place}", graph, initial)
+
+
+# A whole branch
+
+
+def _branch_seeds(operator: OperatorGraph) -> Iterator[Seed]:
+    """Drop one side of each sum; and for two layers or more, replace everything by something small."""
+    for i, node in enumerate(operator.nodes):
+        if node.op == "add":
+            for kept in node.args:
+                yield _without_sum(operator, i, kept)
+    layers = [node for node in operator.nodes if node.op in ("cross_correlation", "matrix_product")]
+    if len(layers) < 2 or len(operator.inputs) != 1:
+        return
+    x, y = operator.types[operator.inputs[0]].shape, operator.output_shape
+    yield from _written("zero", x, lambda b, x: b.apply("zero", x, shape=y))
+    if len(x) != 3 or len(y) != 3 or x[1] % y[1] or x[2] % y[2]:
+        return
+    stride = (x[1] // y[1], x[2] // y[2])
+    yield from _written("shortcut", x, lambda b, v: _shortcut(b, v, stride, y[0] - x[0]))
+    tail = _final_activation(operator)
+    for name, layer in (("first", layers[0]), ("last", layers[-1])):
+        if layer.op == "cross_correlation":
+            yield from _single_convolution(f"{name}_convolution", operator, layer, stride, tail)
+    inner = max(1, min(x[0], y[0]) // 4)
+    yield from _written("bottleneck", x, lambda b, x: tail(b, _bottleneck(b, x, inner, y[0], stride)))
+
+
+def _without_sum(operator: OperatorGraph, place: int, kept: int) -> Seed:
+    nodes = [*operator.nodes]
+    nodes[place] = Node("identity", (kept,))
+    return _canonical_seed(
+        f"only v{kept} of the sum v{place}", OperatorGraph(tuple(nodes)), lambda weights, _rng: tuple(weights)
+    )
+
+
+def _written(name: str, x: Shape, write: Callable[[Builder, int], int]) -> Iterator[Seed]:
+    """Yield the operator that `write` writes, if it fits: filters drawn, biases zero."""
+    b = Builder()
+    write(b, b.input(*x))
+    graph = b.unlimited_graph()
+    if isinstance(graph, OperatorGraph):
+        yield _canonical_seed(name, graph, lambda _weights, rng: _drawn(graph.weight_shapes, rng))
+
+
+def _drawn(shapes: tuple[Shape, ...], rng: np.random.Generator) -> Arrays:
+    return tuple(np.zeros(s, np.float32) if len(s) == 1 else factors.he_normal(s, rng) for s in shapes)
+
+
+def _shortcut(b: Builder, x: int, stride: Shape, more_channels: int) -> int:
+    """Identity where shapes allow it, else every `stride`-th element, channels cut or filled with zeros."""
+    x = b.apply("subsample", x, stride=stride)
+    if more_channels < 0:
+        return b.apply("channel_slice", x, start=0, stop=b.shape(x)[0] + more_channels)
+    return b.apply("pad_channels", x, before=0, after=more_channels)
+
+
+def _single_convolution(
+    name: str, operator: OperatorGraph, layer: Node, stride: Shape, tail: Callable[[Builder, int], int]
+) -> Iterator[Seed]:
+    """One layer of the branch, with the branch's channels and stride; its own filters where they have the shape."""
+    hyper = dict(layer.hyper) | {"channels": operator.output_shape[0], "stride": stride}
+    own = operator.weights.index(layer.args[1]) if layer.args[1] in operator.weights else None
+    x = operator.types[operator.inputs[0]].shape
+    for seed in _written(name, x, lambda b, x: tail(b, b.bias(b.apply("cross_correlation", x, **hyper)))):
+        if own is None or seed.graph.weight_shapes[0] != operator.weight_shapes[own]:
+            yield seed
+            continue
+
+        def initial(weights: Sequence[Array], rng: np.random.Generator, seed: Seed = seed, own: int = own) -> Arrays:
+            return (weights[own], *seed.initial(weights, rng)[1:])
+
+        yield Seed(name, seed.graph, initial)
+
+
+def _bottleneck(b: Builder, x: int, inner: int, channels: int, stride: Shape) -> int:
+    narrow = b.apply("relu", b.bias(b.convolution(x, inner, (1, 1))))
+    wide = b.apply("relu", b.bias(b.convolution(narrow, inner, (3, 3), stride=stride, padding=(1, 1, 1, 1))))
+    return b.bias(b.convolution(wide, channels, (1, 1)))
+
+
+def _final_activation(operator: OperatorGraph) -> Callable[[Builder, int], int]:
+    last = operator.nodes[-1]
+    if INSTRUCTIONS[last.op] not in activation.ROWS:
+        return lambda _b, x: x
+    return lambda b, x: b.apply(last.op, x, **dict(last.hyper))
