@@ -1,0 +1,34 @@
+"""What is known about a device: data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device.
+
+    Attributes:
+        name: What `--target` takes.
+        kind: What it computes with.
+        description: One line for people.
+        target: TVM target as a dict; an empty ``mcpu`` means "ask LLVM what this machine is".
+        threads: Threads a kernel may use.
+        lanes: float32 lanes of one vector register.
+        registers: Vector registers.
+        memory_bytes: What a model and its intermediate results must fit into.
+        sources: Where each number comes from, by attribute.
+    """
+
+    name: str
+    kind: Literal["cpu"]
+    description: str
+    target: Mapping[str, object]
+    threads: int
+    lanes: int
+    registers: int
+    memory_bytes: int
+    sources: Mapping[str, str]

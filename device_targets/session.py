@@ -1,0 +1,277 @@
+"""Talk to a device through TVM's RPC: upload a library, run it, time it.
+
+The host is reached the same way as a board: a server process of its own, so that what is measured shares nothing with the
+process that searches. A crash of the code under test costs the session's child, not this process: the session reconnects
+and the failure becomes a `Measurement` with its reason.
+
+References: notes in docs/adr/0002; TVM's `time_evaluator` runs a function once to warm up, then `repeat` times `number` runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, rpc
+
+from device_targets.device import Device
+from gos_adapt.errors import DeviceError, DeviceUnreachableError
+from gos_adapt.quantities import Conditions, Measurement
+
+Array = np.ndarray[Any, Any]
+Evaluator = Callable[[int, int], Sequence[float]]
+
+_START_TIMEOUT_S = 120.0
+_SESSION_TIMEOUT_S = 3600.0
+_SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
+_METHOD = "rpc time_evaluator"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure.
+
+    Attributes:
+        rounds: Times that all functions are visited one after the other, so that a slow moment hits all of them.
+        samples: Samples of each function in a round.
+    """
+
+    rounds: int = 5
+    samples: int = 8
+
+
+class Session:
+    """A connection to one device; a context manager, and the only owner of its server process."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._server: subprocess.Popen[str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._remote: Any = None
+        self._key = secrets.token_hex(16)
+        self._port = 0
+
+    def __enter__(self) -> Session:
+        self._folder = tempfile.TemporaryDirectory(prefix="adapt-")
+        try:
+            self._start()
+            self._connect()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._remote = None
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            for stream in (self._server.stdin, self._server.stdout):
+                if stream is not None:
+                    stream.close()
+            self._server = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def load(self, library: Path) -> Library:
+        """Upload a compiled library (``.so``) and open it on the device.
+
+        Raises:
+            DeviceError: the device refuses the library.
+            DeviceUnreachableError: it does not answer.
+        """
+        self.ensure_alive()
+        try:
+            self._remote.upload(str(library))
+            return Library(self, self._remote.load_module(library.name))
+        except Exception as failure:
+            if not self.alive():
+                raise self._unreachable("while it loaded a library") from failure
+            raise DeviceError(f"device {self.device.name} refused {library.name}: {_last_line(failure)}") from failure
+
+    def tensor(self, array: Array) -> Any:
+        """Copy an array to the device."""
+        return tvm.runtime.tensor(array, self._remote.cpu())
+
+    def conditions(self) -> Conditions:
+        """What measurements taken now are taken under."""
+        return Conditions(self.device.name, self.device.threads, datetime.now(UTC).isoformat(timespec="seconds"), _METHOD)
+
+    def alive(self) -> bool:
+        """Whether the device answers."""
+        if self._remote is None:
+            return False
+        try:
+            self._remote.get_function("runtime.GetDeviceAttr")
+        except Exception:  # TVM raises whatever the transport raises; the answer is the same
+            return False
+        return True
+
+    def ensure_alive(self) -> None:
+        """Reconnect after a crash of the code under test.
+
+        Raises:
+            DeviceUnreachableError: the server itself is gone and does not come back.
+        """
+        if self.alive():
+            return
+        if self._server is None or self._server.poll() is not None:
+            self._start()
+        self._connect()
+
+    def _start(self) -> None:
+        if self._folder is None:
+            raise DeviceError(f"the session with {self.device.name} is closed; open it with 'with Session(device):'")
+        environment = os.environ | {"TVM_NUM_THREADS": str(self.device.threads), "TMPDIR": self._folder.name}
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "device_targets.local_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(Path(self._folder.name) / "server.log").open("a"),
+            env=environment,
+            text=True,
+            start_new_session=True,  # Ctrl-C at the terminal reaches us alone; we end the server
+        )
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._server.stdin.write(self._key + "\n")
+            self._server.stdin.flush()
+        line = self._server.stdout.readline()
+        if not line.strip().isdigit():
+            raise self._unreachable("when its RPC server started")
+        self._port = int(line)
+
+    def _connect(self) -> None:
+        try:
+            self._remote = rpc.connect("127.0.0.1", self._port, self._key, session_timeout=_SESSION_TIMEOUT_S)
+        except Exception as failure:
+            raise self._unreachable("when connecting") from failure
+
+    def _unreachable(self, when: str) -> DeviceUnreachableError:
+        log = ""
+        if self._folder is not None and (path := Path(self._folder.name) / "server.log").exists():
+            log = " ".join(path.read_text(errors="replace").split())[-300:]
+        return DeviceUnreachableError(
+            f"device {self.device.name} did not answer {when}; run the same command again to continue"
+            + (f" (its log ends: {log})" if log else "")
+        )
+
+
+class Library:
+    """A compiled library on the device: Relax functions to run and time, or kernels to time."""
+
+    def __init__(self, session: Session, module: Any) -> None:
+        self.session, self._module = session, module
+
+    @cached_property
+    def _machine(self) -> Any:
+        return relax.VirtualMachine(self._module, self.session._remote.cpu())
+
+    def run(self, inputs: Sequence[Array], function: str = "main") -> tuple[Array, ...]:
+        """Run a Relax function once; return its outputs.
+
+        Raises:
+            DeviceError: it fails on the device.
+        """
+        try:
+            self._machine.set_input(function, *(self.session.tensor(array) for array in inputs))
+            self._machine.invoke_stateful(function)
+            outputs = self._machine.get_outputs(function)
+        except Exception as failure:
+            raise DeviceError(
+                f"running {function!r} on {self.session.device.name} failed: {_last_line(failure)}"
+            ) from failure
+        outputs = outputs if isinstance(outputs, Sequence) else [outputs]
+        return tuple(output.numpy() for output in outputs)
+
+    def function_evaluator(self, function: str, inputs: Sequence[Array]) -> Evaluator:
+        """Return what times a Relax function on fixed inputs: (number, repeat) -> seconds per run."""
+        self._machine.set_input(function, *(self.session.tensor(array) for array in inputs))
+
+        def evaluate(number: int, repeat: int) -> Sequence[float]:
+            evaluator = self._machine.time_evaluator(
+                "invoke_stateful", self.session._remote.cpu(), number=number, repeat=repeat
+            )
+            return list(evaluator(function).results)
+
+        return evaluate
+
+    def kernel_evaluator(self, kernel: str, parameters: Sequence[tuple[tuple[int, ...], str]]) -> Evaluator:
+        """Return what times one kernel on random inputs: (number, repeat) -> seconds per run."""
+        rng = np.random.default_rng(0)
+        arguments = [self.session.tensor(rng.random(shape).astype(dtype)) for shape, dtype in parameters]
+
+        def evaluate(number: int, repeat: int) -> Sequence[float]:
+            evaluator = self._module.time_evaluator(
+                kernel, self.session._remote.cpu(), number=number, repeat=repeat
+            )
+            return list(evaluator(*arguments).results)
+
+        return evaluate
+
+
+def measure(
+    session: Session, evaluators: Mapping[str, Callable[[], Evaluator]], effort: Effort = Effort()
+) -> dict[str, Measurement]:
+    """Time several things interleaved, round after round.
+
+    Args:
+        session: Where they run.
+        evaluators: Name -> what prepares its evaluator (it may fail, for that one alone).
+        effort: How much.
+
+    Returns:
+        A measurement each; one that failed holds the reason and the others go on.
+    """
+    ready: dict[str, Evaluator] = {}
+    numbers: dict[str, int] = {}
+    samples: dict[str, list[float]] = {name: [] for name in evaluators}
+    errors: dict[str, str] = {}
+    for name, _round in _visits(evaluators, effort.rounds):
+        if name in errors:
+            continue
+        try:
+            if name not in ready:
+                ready[name] = evaluators[name]()
+                once = min(ready[name](1, 3))
+                numbers[name] = max(1, int(_SAMPLE_S / max(once, 1e-7)))
+            samples[name] += ready[name](numbers[name], effort.samples)
+        except Exception as failure:  # whatever the code under test does to the device is data
+            errors[name] = _last_line(failure)
+            if not session.alive():
+                lost = "the device lost the session"
+                errors |= {other: f"{lost} when {name} ran" for other in evaluators if not samples[other]}
+                break
+    conditions = session.conditions()
+    return {
+        name: Measurement((), conditions, errors[name])
+        if name in errors or not samples[name]
+        else Measurement(tuple(samples[name]), conditions)
+        for name in evaluators
+    }
+
+
+def _visits(names: Mapping[str, object], rounds: int) -> Iterator[tuple[str, int]]:
+    return ((name, turn) for turn in range(rounds) for name in names)
+
+
+def _last_line(failure: BaseException) -> str:
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(failure).__name__)[:300]

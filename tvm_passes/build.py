@@ -1,0 +1,128 @@
+"""From ONNX to a library on disk: import, lower, generate code, link."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from device_targets import Device
+from gos_adapt.errors import ModelImportError
+from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, relax, tvm
+from tvm_passes.frontend import import_onnx
+from tvm_passes.pipeline import Kernel, Lowered, lower
+from tvm_passes.schedules import Cpu
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library on disk.
+
+    Attributes:
+        path: The shared library: every Relax function and every kernel of it.
+        kernels: Kernel calls in the order they run, function by function.
+    """
+
+    path: Path
+    kernels: tuple[Kernel, ...]
+
+    def kernels_of(self, function: str) -> tuple[Kernel, ...]:
+        """Kernel calls of one function."""
+        return tuple(kernel for kernel in self.kernels if kernel.function == function)
+
+
+def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
+    """Compile a canonical model for `device` into the library `path`; its function is ``main``.
+
+    Raises:
+        ModelImportError: TVM cannot import or compile it.
+    """
+    return _export(lower(import_onnx(proto, batch), cpu_of(device)), device, path)
+
+
+def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
+    """Compile the kernels of a canonical model, and nothing that calls them, so that each can be timed by its name.
+
+    (TVM's `time_evaluator` finds only the functions that a library exports itself; in a whole model's library the kernels
+    belong to an import of it.)
+
+    Raises:
+        ModelImportError: TVM cannot import or compile it.
+    """
+    lowered = lower(import_onnx(proto, batch), cpu_of(device))
+    kernels = {
+        variable.name_hint: function.with_attr("global_symbol", variable.name_hint)
+        for variable, function in lowered.module.functions_items()
+        if isinstance(function, PrimFunc)
+    }
+    return _export(Lowered(IRModule(kernels), lowered.kernels), device, path)
+
+
+def build_functions(protos: Mapping[str, onnx.ModelProto], device: Device, batch: int, path: Path) -> Built:
+    """Compile several small models into one library, one function each.
+
+    Raises:
+        ModelImportError: one of them cannot be imported or compiled.
+    """
+    joiner = _Joiner()
+    for name, proto in protos.items():
+        joiner.join(name, import_onnx(proto, batch))
+    return _export(lower(joiner.builder_.get(), cpu_of(device)), device, path)
+
+
+def cpu_of(device: Device) -> Cpu:
+    """Return what the schedules need to know of a device."""
+    return Cpu(device.lanes, device.registers, device.threads)
+
+
+def target_of(device: Device) -> Target:
+    """Return TVM's target of a device; an empty ``mcpu`` is this machine's."""
+    target: dict[str, Any] = dict(device.target)
+    if not target.get("mcpu"):
+        target["mcpu"] = tvm.get_global_func("target.llvm_get_system_cpu")()
+    return Target(target)
+
+
+def _export(lowered: Lowered, device: Device, path: Path) -> Built:
+    try:
+        executable = tvm.compile(lowered.module, target_of(device))
+    except Exception as failure:
+        reason = [line for line in str(failure).strip().splitlines() if line.strip()][-1:]
+        raise ModelImportError(f"TVM could not compile the model: {' '.join(reason)}") from failure
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        linked = Path(folder) / path.name
+        executable.export_library(str(linked))
+        linked.replace(path)
+    return Built(path, lowered.kernels)
+
+
+@mutator
+class _Joiner(relax.PyExprMutator):  # type: ignore[misc]
+    """Collect the ``main`` of several modules in one, under names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(IRModule({}))
+        self.kernels: dict[str, GlobalVar] = {}
+
+    def join(self, name: str, module: IRModule) -> None:
+        self.kernels = {
+            variable.name_hint: self.builder_.add_func(function, f"{name}_{variable.name_hint}")
+            for variable, function in module.functions_items()
+            if isinstance(function, PrimFunc)
+        }
+        main = self.visit_expr(module["main"])
+        self.builder_.add_func(main.with_attr("global_symbol", name), name)
+
+    def visit_global_var_(self, variable: GlobalVar) -> GlobalVar:
+        return self.kernels.get(variable.name_hint, variable)
+
+
+def random_inputs(shapes: Mapping[str, tuple[int, ...]], seed: int) -> list[np.ndarray[Any, Any]]:
+    """Standard normal inputs of the given shapes, in order."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes.values()]
