@@ -90,7 +90,7 @@ def commands() -> None:
       adapt ./profile --target host          (a model that is called like a command)
 
     Interrupt it when you like: the same command continues where it was.
-    """
+    """  # noqa: D301  (\b is click's mark for a paragraph to leave as it is)
 
 
 @commands.command(_ADAPT, cls=_DefaultCommand, hidden=True)
@@ -118,10 +118,11 @@ def commands() -> None:
 @_verbose
 def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
     """Adapt MODEL to DEVICE; the help is the group's."""
-    from gos_adapt import pipeline
     from gos_adapt.config import AdaptConfig
 
     config = AdaptConfig(policy="resume" if resume else "fresh", **options)
+    from gos_adapt import pipeline  # after the check: a typing error is answered at once
+
     result = pipeline.adapt(config, _progress(verbosity))
     click.echo(_plain(result.verdict))
     click.echo(f"report: {config.folder / 'report.html'}")
@@ -139,10 +140,11 @@ def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | N
     Each operator's compiled kernels are timed alone, then the whole model; the gap between the sum and the whole says
     how far the parts explain it.
     """
-    from gos_adapt import pipeline
     from gos_adapt.config import check_target
 
     check_target(target)
+    from gos_adapt import pipeline
+
     found = pipeline.profile_model(model, target, out, _progress(verbosity))
     _print_latencies(found.sites | {"whole model": found.whole})
     if found.gap is not None:
@@ -163,10 +165,11 @@ def compile_(model: Path, target: str, out: Path, batch: int, verbosity: Verbosi
 
     gos_adapt.load_compiled("DIR/model.so") gives a callable that takes and returns numpy arrays.
     """
-    from gos_adapt import pipeline
     from gos_adapt.config import check_target
 
     check_target(target)
+    from gos_adapt import pipeline
+
     pipeline.compile_to(model, target, out, batch, _progress(verbosity))
     click.echo(f"compiled: {out / 'model.so'}")
 
@@ -182,10 +185,11 @@ def bench(model_or_run: Path, target: str, as_json: bool, verbosity: Verbosity |
 
     All are timed on DEVICE in turns within one run, with equal thread counts.
     """
-    from gos_adapt import pipeline
     from gos_adapt.config import check_target
 
     check_target(target)
+    from gos_adapt import pipeline
+
     latencies = pipeline.bench(model_or_run, target, _progress(verbosity))
     if as_json:
         click.echo(json.dumps({name: latency.to_json() for name, latency in latencies.items()}, indent=2))
@@ -198,17 +202,18 @@ def devices() -> None:
     """List the devices that --target knows."""
     from device_targets import DEVICES
 
+    known = [describe() for describe in DEVICES.values()]
     _print_table(
-        ("device", "kind", "threads", "memory", "compiled for"),
+        ("device", "kind", "threads", "memory", ""),
         (
             (
                 device.name,
                 device.kind,
                 str(device.threads),
                 f"{device.memory_bytes / 2**30:.1f} GiB",
-                str(device.target),
+                device.description,
             )
-            for device in DEVICES.values()
+            for device in known
         ),
     )
 
