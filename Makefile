@@ -1,4 +1,4 @@
-# Everything set up and run from here. The environment in .venv is rebuilt when pyproject.toml changes.
+# Everything is set up and run from here. The environment in .venv is brought up to date when pyproject.toml changes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +35,7 @@ clean:
 # A plain `torch` is the CPU build where the package index offers one; the pins are in pyproject.toml.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 is needed: make PYTHON=python3.11"'
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 

@@ -42,7 +42,9 @@ class _Group(click.Group):
         formatter.write_usage("adapt", "COMMAND --help", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        click.Command.format_options(self.commands[_ADAPT], ctx, formatter)
+        parameters = [*self.commands[_ADAPT].params, *self.get_params(ctx)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for parameter in parameters if (record := parameter.get_help_record(ctx))])
         self.format_commands(ctx, formatter)
 
 
