@@ -5,6 +5,7 @@ The model they are loaded for takes ``(n, 1, 4, 4)`` and gives ten classes.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -111,7 +112,7 @@ HOSTILE_TASKS = (
         "labels_too_high", TRAINING, 'files = ["high.npz"]', 'split "', "labels run from 1 to 10", "classes 0 to 9"
     ),
     _broken(
-        "labels_below_0", "[splits.training]", "[target]\noffset = -1\n[splits.training]", "labels run from -1 to 4"
+        "labels_below_0", "[splits.training]", "[target]\noffset = -1\n[splits.training]", "labels run from -1 to 8"
     ),
     _broken("labels_are_floats", TRAINING, 'files = ["float.npz"]', "targets must be integers", "float64"),
     _broken("labels_are_rows", TRAINING, 'files = ["onehot.npz"]', "a target has shape (10,), expected ()"),
@@ -125,6 +126,7 @@ HOSTILE_TASKS = (
     _broken("flipped_bits", TRAINING, 'files = ["flipped.npz"]', "cannot read array", "flipped.npz"),
     _broken("huge_header", TRAINING, 'files = ["bomb.npz"]', "cannot read array", "bytes large, at most"),
     _broken("lying_header", TRAINING, 'files = ["liar.npz"]', "its header describes", "the file holds"),
+    _broken("unfinished_header", TRAINING, 'files = ["unfinished.npz"]', "cannot read array", "unfinished.npz"),
     _broken("offsets_backwards", "[input]", '[input]\narray = "jpeg"\noffsets = "backwards"', "must grow from 0"),
     _broken("offsets_too_far", "[input]", '[input]\narray = "jpeg"\noffsets = "far"', "must grow from 0 to at most 8"),
     _broken("not_an_image", "[input]", '[input]\narray = "jpeg"\noffsets = "fine"', "cannot decode"),
@@ -175,10 +177,12 @@ def write_data(folder: Path) -> None:
     (folder / "text.npz").write_text("not an archive\n")
     _write_header_only(folder / "bomb.npz", (1 << 40,))
     _write_header_only(folder / "liar.npz", (1 << 10,))
+    _write_header_only(folder / "unfinished.npz", (1 << 10,), b"}", b" ")
 
 
-def _write_header_only(path: Path, shape: tuple[int, ...]) -> None:
+def _write_header_only(path: Path, shape: tuple[int, ...], old: bytes = b"", instead: bytes = b"") -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(path, "w") as archive:
         for key in ("images", "labels"):
-            with archive.open(f"{key}.npy", "w") as member:
-                np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            archive.writestr(f"{key}.npy", header.getvalue().replace(old, instead))

@@ -10,6 +10,7 @@ import itertools
 import lzma
 import math
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -38,6 +39,8 @@ _DAMAGE = (
     zlib.error,
     lzma.LZMAError,
     struct.error,
+    tokenize.TokenError,
+    SyntaxError,
     EOFError,
     MemoryError,
     OSError,

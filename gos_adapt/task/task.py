@@ -74,8 +74,8 @@ class Task:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """All four, in the order they are used."""
-        return (self.calibration, self.training, self.selection, self.test)
+        """All four."""
+        return (self.training, self.selection, self.test, self.calibration)
 
     @cached_property
     def key(self) -> str:

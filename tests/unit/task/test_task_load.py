@@ -67,10 +67,10 @@ def test_a_damaged_data_file_is_read_whole_or_refused(data_folder: Path, tmp_pat
 def test_splits_and_settings_arrive(data_folder: Path) -> None:
     task = load(data_folder, GOOD.replace("[training]", "[training]\nbatch = 32\ntemperature = 2"))
     assert [(split.name, split.n) for split in task.splits] == [
-        ("calibration", 6),
         ("training", 54),
         ("selection", 20),
         ("test", 20),
+        ("calibration", 6),
     ]
     assert (task.name, task.metric.name, task.loss.name, task.batch, task.temperature) == (
         "task",

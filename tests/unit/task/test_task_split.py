@@ -111,12 +111,12 @@ def test_checking_a_task_does_not_open_its_test_split() -> None:
 
 @pytest.mark.parametrize("name", ["training", "selection", "calibration"])
 def test_no_split_may_share_a_sample_with_test(name: str) -> None:
-    with pytest.raises(ConfigError, match=f'splits "{name}" and "test" overlap in 3 samples .the first: 2 and 0.'):
+    with pytest.raises(ConfigError, match=rf'"{name}".* overlap in 3 samples \(the first: [02] and [02]\)'):
         task(**{name: split(name, 18, 5), "test": split("test", 20, 5)})
 
 
 def test_calibration_and_training_may_not_overlap_either() -> None:
-    with pytest.raises(ConfigError, match='"calibration" and "training" overlap in 10'):
+    with pytest.raises(ConfigError, match='"training" and "calibration" overlap in 10'):
         task(calibration=split("calibration", 0, 10))
 
 
