@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gos_adapt import __version__
+from gos_adapt.config import AdaptConfig, check_target, parse_duration
 from gos_adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -58,15 +59,6 @@ class _DefaultCommand(click.Command):
         commands.format_help(ctx, formatter)
 
 
-class _Duration(click.ParamType[float]):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from gos_adapt.config import parse_duration
-
-        return parse_duration(value)
-
-
 _model = click.argument("model", type=click.Path(path_type=Path))
 _target = click.option(
     "--target", required=True, metavar="DEVICE", help="What to make it fast on; see 'adapt devices'."
@@ -107,7 +99,11 @@ def commands() -> None:
 @click.option("--epsilon", type=float, default=0.01, show_default=True, help="Acceptable loss of the task's metric.")
 @click.option("--max-sites", type=int, default=10, show_default=True, help="Replace at most this many operators.")
 @click.option(
-    "--budget", "budget_s", type=_Duration(), help="Time such as 90s, 15m, 1h30m; then the best so far is delivered."
+    "--budget",
+    "budget_s",
+    type=parse_duration,
+    metavar="TIME",
+    help="Time such as 90s, 15m, 1h30m; then the best so far is delivered.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-DEVICE]")
@@ -120,8 +116,6 @@ def commands() -> None:
 @_verbose
 def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
     """Adapt MODEL to DEVICE; the help is the group's."""
-    from gos_adapt.config import AdaptConfig
-
     config = AdaptConfig(policy="resume" if resume else "fresh", **options)
     from gos_adapt import pipeline  # after the check: a typing error is answered at once
 
@@ -142,8 +136,6 @@ def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | N
     Each operator's compiled kernels are timed alone, then the whole model; the gap between the sum and the whole says
     how far the parts explain it.
     """
-    from gos_adapt.config import check_target
-
     check_target(target)
     from gos_adapt import pipeline
 
@@ -167,8 +159,6 @@ def compile_(model: Path, target: str, out: Path, batch: int, verbosity: Verbosi
 
     gos_adapt.load_compiled("DIR/model.so") gives a callable that takes and returns numpy arrays.
     """
-    from gos_adapt.config import check_target
-
     check_target(target)
     from gos_adapt import pipeline
 
@@ -187,8 +177,6 @@ def bench(model_or_run: Path, target: str, as_json: bool, verbosity: Verbosity |
 
     All are timed on DEVICE in turns within one run, with equal thread counts.
     """
-    from gos_adapt.config import check_target
-
     check_target(target)
     from gos_adapt import pipeline
 

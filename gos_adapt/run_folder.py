@@ -22,7 +22,6 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from gos_adapt.errors import AdaptError, RunFolderError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     import numpy as np
@@ -85,9 +84,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def close(self) -> None:
