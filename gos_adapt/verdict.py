@@ -48,17 +48,21 @@ def metric_text(value: Measured) -> str:
     return f"{value.value:.4g}" if value.unit == "1" else f"{value.value:.4g} {value.unit}"
 
 
+def points_text(fraction: float) -> str:
+    """A difference of two fractions, in points of a hundred: ``"0.4 points"``."""
+    amount = f"{100 * fraction:.2f}".rstrip("0").rstrip(".")
+    return f"{amount} point{'' if amount == '1' else 's'}"
+
+
 def accuracy_text(accuracy: Accuracy | None) -> str:
     """What happened to the accuracy."""
     if accuracy is None:
         return "accuracy not measured (no task)"
     if accuracy.original.unit != "fraction":
         return f"{accuracy.metric} {metric_text(accuracy.original)} → {metric_text(accuracy.adapted)}"
-    points = round(100 * accuracy.lost, 2)
-    if points == 0:
+    if round(accuracy.lost, 4) == 0:
         return f"no {accuracy.metric} lost"
-    amount = f"{abs(points):.2f}".rstrip("0").rstrip(".")
-    return f"{amount} point{'' if amount == '1' else 's'} of {accuracy.metric} {'lost' if points > 0 else 'gained'}"
+    return f"{points_text(abs(accuracy.lost))} of {accuracy.metric} {'lost' if accuracy.lost > 0 else 'gained'}"
 
 
 def _gain_clauses(result: Result) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from gos_adapt.errors import Rejection
 from gos_adapt.operators.graph import LEAVES, Node, OperatorGraph
 from gos_adapt.operators.text import parse
-from gos_adapt.verdict import comparison_text, latency_text, metric_text
+from gos_adapt.verdict import comparison_text, latency_text, metric_text, points_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +56,7 @@ class SiteRow(NamedTuple):
     @property
     def label(self) -> str:
         """Short name: tensor names are too long for an axis."""
-        return f"{self.number} · {self.kind}"
+        return f"{self.number}\u00a0·\u00a0{self.kind}"
 
 
 Status = Literal["chosen", "front", "dominated", "infeasible"]
@@ -211,7 +211,8 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
     """Machine, versions and settings as name and value."""
     machine, device, options = result.environment, result.device, result.options
     budget = "none" if options.budget_s is None else duration_text(options.budget_s)
-    epsilon = options.epsilon
+    in_points = result.accuracy is not None and result.accuracy.original.unit == "fraction"
+    tolerance = points_text(options.epsilon) if in_points else f"{options.epsilon:g}"
     rows = (
         ("Device", f"{device.name} ({device.kind}), {count_text(device.memory_bytes // 2**20)} MiB"),
         ("Threads", str(device.threads)),
@@ -220,7 +221,7 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
         ("Frequency governor", machine.governor or "not readable"),
         ("Load at the start", "not readable" if machine.load is None else f"{machine.load:.2f}"),
         ("Date", machine.date),
-        ("Accuracy that may be lost", f"{100 * epsilon:g} points" if _in_points(result) else f"{epsilon:g}"),
+        ("Accuracy that may be lost", tolerance),
         ("Most sites to replace", str(options.max_sites)),
         ("Time budget", budget),
         ("Seed", str(options.seed)),
@@ -243,7 +244,7 @@ def limits(result: Result) -> tuple[str, ...]:
         )
     else:
         said.append(
-            f"The accuracy is that of {result.accuracy.n} samples of the split “{result.accuracy.split}”,"
+            f"The accuracy is that of {count_text(result.accuracy.n)} samples of the split “{result.accuracy.split}”,"
             " which no decision used."
         )
     for name, measurement in result.latency.baselines.items():
@@ -268,10 +269,6 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
-
-
-def _in_points(result: Result) -> bool:
-    return result.accuracy is not None and result.accuracy.original.unit == "fraction"
 
 
 def _site_row(number: int, site: SiteResult) -> SiteRow:

@@ -6,6 +6,7 @@ MathML is rebuilt from allowed elements, and the file's content security policy 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -25,28 +26,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MATHML = frozenset(
-    (
-        "math",
-        "mrow",
-        "mi",
-        "mn",
-        "mo",
-        "mtext",
-        "mspace",
-        "mstyle",
-        "mtable",
-        "mtr",
-        "mtd",
-        "msup",
-        "msub",
-        "msubsup",
-        "mfrac",
-        "msqrt",
-        "mroot",
-        "mover",
-        "munder",
-        "munderover",
-    )
+    {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mstyle", "mtable", "mtr", "mtd", "mfrac", "msqrt", "mroot"}
+    | {"msup", "msub", "msubsup", "mover", "munder", "munderover"}
 )
 """MathML Core elements that carry no link, script or foreign content."""
 
@@ -76,6 +57,7 @@ def render(result: Result) -> str:
         "seconds": latency_text,
         "math": mathml,
         "metric": metric_text,
+        "unbroken": unbroken,
     }
     return environment.get_template("report.html.j2").render(_context(result))
 
@@ -111,6 +93,11 @@ def _figure(figure: go.Figure, name: str) -> Markup:
     """The figure's place and its data; plotly writes `<`, `>` and `/` in data as unicode escapes."""
     config = {"displayModeBar": False, "responsive": True}
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=config))
+
+
+def unbroken(sentence: str) -> str:
+    """Tie numbers to their units, so that no line ends between them."""
+    return re.sub(r"(?<=\d) (?=(?:s|ms|µs|%|points?)\b)", "\u00a0", sentence)
 
 
 def mathml(formula: Formula) -> Markup:

@@ -22,7 +22,7 @@ Bend = tuple[int, int, int]
 
 
 class Placed(NamedTuple):
-    """Centre, width and height of a box; a bend has no size."""
+    """Centre, width and height of a box; a bend is as high as its layer, and has no width."""
 
     x: float
     y: float
@@ -59,7 +59,8 @@ def _places(drawing: Drawing) -> dict[int | Bend, Placed]:
         edge = float("-inf")
         for node in sorted(nodes, key=lambda node: (wishes[node], _rank(node, drawing), str(node))):
             x = max(wishes[node], edge + GAP_X + sizes[node][0] / 2)
-            places[node] = Placed(x, bottom - height / 2, *sizes[node])
+            size = sizes[node] if isinstance(node, int) else (0.0, height)
+            places[node] = Placed(x, bottom - height / 2, *size)
             edge = x + sizes[node][0] / 2
         bottom -= height + GAP_Y
     top = bottom + GAP_Y
@@ -124,26 +125,17 @@ def _text(line: str, index: int, x: float) -> str:
 
 
 def _arrow(source: int, target: int, places: dict[int | Bend, Placed]) -> str:
-    """A smooth path from under the source, through its bends, to above the target, with a head."""
+    """A smooth path from under the source, straight down beside the boxes it passes, to above the target."""
     start, end = places[source], places[target]
-    bends = sorted(
-        (places[node] for node in places if isinstance(node, tuple) and node[:2] == (source, target)), key=_y
-    )
-    points = [(start.x, start.y + start.height / 2), *((bend.x, bend.y) for bend in bends)]
-    tip = (end.x + _landing(start if not bends else bends[-1], end), end.y - end.height / 2)
-    points.append((tip[0], tip[1] - 5))
+    bends = [place for node, place in places.items() if isinstance(node, tuple) and node[:2] == (source, target)]
+    aside = max((bend.x for bend in bends), default=start.x)
+    # Arrows from aside land aside of the middle, so that two arrows do not share a head.
+    tip_x = end.x + max(-end.width / 3, min(end.width / 3, (aside - end.x) / 4))
+    tip_y = end.y - end.height / 2
+    ends = sorted(bend.y + side * bend.height / 2 for bend in bends for side in (-1, 1))
+    points = [(start.x, start.y + start.height / 2), *((aside, y) for y in ends), (tip_x, tip_y - 5)]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     for (x0, y0), (x1, y1) in pairwise(points):
         middle = (y0 + y1) / 2
         path += f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {y1:.1f}"
-    head = f"M{tip[0]:.1f} {tip[1]:.1f}l-4 -7h8z"
-    return f'<path class="edge" d="{path}"/><path class="head" d="{head}"/>'
-
-
-def _y(place: Placed) -> float:
-    return place.y
-
-
-def _landing(before: Placed, end: Placed) -> float:
-    """Arrows from aside land aside of the middle, so that two arrows do not share a head."""
-    return max(-end.width / 3, min(end.width / 3, (before.x - end.x) / 4))
+    return f'<path class="edge" d="{path}"/><path class="head" d="M{tip_x:.1f} {tip_y:.1f}l-4 -7h8z"/>'

@@ -51,7 +51,7 @@ def baseline_bars(rows: tuple[BaselineRow, ...]) -> go.Figure:
             hoverinfo="text",
         )
     )
-    return _styled(figure, height=70 + 44 * len(shown), x_title=f"latency, {unit} (measured)", reverse=True)
+    return _styled(figure, height=60 + 44 * len(shown), x_title=f"latency, {unit} (measured)", reverse=True)
 
 
 def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
@@ -63,7 +63,7 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
             go.Bar(
                 name="original (measured)",
                 x=[row.before.median_s * scale for row in rows],
-                y=[row.label for row in rows],
+                y=[escape(row.label) for row in rows],
                 hovertext=[_site_text(row) for row in rows],
                 hoverinfo="text",
                 orientation="h",
@@ -72,7 +72,7 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
             go.Bar(
                 name="replacement (measured)",
                 x=[row.after.median_s * scale for row in replaced if row.after],
-                y=[row.label for row in replaced],
+                y=[escape(row.label) for row in replaced],
                 hovertext=[_site_text(row) for row in replaced],
                 hoverinfo="text",
                 orientation="h",
@@ -80,6 +80,7 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
             ),
         ]
     )
+    figure.update_layout(showlegend=True)
     return _styled(figure, height=120 + 30 * len(rows), x_title=f"latency, {unit}", reverse=True)
 
 
@@ -100,6 +101,7 @@ def pareto_scatter(pareto: Pareto) -> go.Figure:
                 x=[point.latency_change_s * scale for point in points],
                 y=[point.parameters for point in points],
                 mode="markers",
+                cliponaxis=False,
                 marker=marker,
                 hovertext=[_point_text(point) for point in points],
                 hoverinfo="text",
@@ -114,17 +116,17 @@ def pareto_scatter(pareto: Pareto) -> go.Figure:
         hovertext=[f"original operator, {count_text(pareto.original_parameters)} parameters"],
         hoverinfo="text",
     )
-    figure.update_yaxes(title="parameters (counted)", rangemode="tozero")
+    figure.update_yaxes(title={"text": "parameters (counted)", "font": {"size": 13}}, rangemode="tozero")
     figure.update_xaxes(zeroline=True, zerolinecolor=BEFORE)
     return _styled(figure, height=380, x_title=f"latency change at one site, {unit} (measured)")
 
 
 def _styled(figure: go.Figure, height: int, x_title: str, *, reverse: bool = False) -> go.Figure:
-    axis = {"gridcolor": FAINT, "linecolor": FAINT, "automargin": True, "title": {"standoff": 10}, "fixedrange": True}
+    axis = {"gridcolor": FAINT, "linecolor": FAINT, "automargin": True, "fixedrange": True}
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 10, "r": 16, "t": 36, "b": 10},
+        margin={"l": 10, "r": 16, "t": 36 if len(figure.data) > 1 else 8, "b": 10},
         font={"family": FONT, "size": 13, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -132,7 +134,7 @@ def _styled(figure: go.Figure, height: int, x_title: str, *, reverse: bool = Fal
         hoverlabel={"bgcolor": "white", "align": "left", "font": {"size": 12}},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
     )
-    figure.update_xaxes(axis | {"title": {"text": x_title, "standoff": 10}})
+    figure.update_xaxes(axis | {"title": {"text": x_title, "standoff": 10, "font": {"size": 13}}})
     figure.update_yaxes(axis | ({"autorange": "reversed", "showgrid": False} if reverse else {}))
     return figure
 

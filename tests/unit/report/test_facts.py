@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from example_result import (
+    BRANCH,
+    IDENTITY,
+    example_result,
+    failed,
+    without_feasible_candidate,
+    without_int8,
+    without_replacements,
+    without_task,
+)
+
+from gos_adapt.report import facts
+from gos_adapt.verdict import comparison_text, latency_text
+
+if TYPE_CHECKING:
+    from gos_adapt.result import Result
+
+
+def test_headlines_give_the_whole_model_before_and_after() -> None:
+    assert [tuple(row) for row in facts.headlines(example_result())] == [
+        ("Latency", "0.420 ms", "0.300 ms", "measured"),
+        ("Top-1", "91.72 %", "91.32 %", "measured"),
+        ("Parameters", "269\u202f722", "172\u202f000", "counted"),
+        ("Multiply-accumulates", "40\u202f551\u202f040", "28\u202f400\u202f000", "counted"),
+    ]
+
+
+def test_without_a_task_no_accuracy_is_shown_anywhere() -> None:
+    result = without_task()
+    assert [row.name for row in facts.headlines(result)] == ["Latency", "Parameters", "Multiply-accumulates"]
+    assert {row.accuracy for row in facts.baselines(result)} == {""}
+    assert any("No task was given" in limit for limit in facts.limits(result))
+
+
+def test_baselines_compare_the_adapted_model_with_each() -> None:
+    rows = facts.baselines(example_result())
+    assert [(row.name, row.role, row.comparison, row.accuracy) for row in rows] == [
+        ("Adapted model", "adapted", "", "91.32 %"),
+        ("The compiled original", "baseline", "1.40x faster than", "91.72 %"),
+        ("ONNX Runtime fp32", "baseline", "1.10x faster than", "91.72 %"),
+        ("ONNX Runtime int8", "baseline", "1.50x faster than", "91.61 %"),
+    ]
+    assert rows[1].speed_up_best == pytest.approx(0.40 / 0.28)
+
+
+def test_a_missing_baseline_keeps_its_row_and_its_reason() -> None:
+    result = without_int8()
+    row = facts.baselines(result)[-1]
+    assert (row.speed_up_median, row.comparison, row.accuracy) == (None, "", "")
+    assert row.measurement.error == "the quantiser does not take 3-D convolutions"
+    assert any("the quantiser does not take 3-D convolutions" in limit for limit in facts.limits(result))
+
+
+def test_sites_are_numbered_in_the_order_of_the_model() -> None:
+    rows = facts.site_rows(example_result())
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.state for row in rows] == ["replaced"] * 3 + ["left alone"] * 2 + ["replaced"]
+    assert [count.value for count in rows[0].macs] == [2_367_488, 344_064]
+    assert rows[3].after is None
+    assert rows[3].macs[0] == rows[3].macs[1]
+
+
+def test_the_picture_of_sites_shows_the_slowest_measured_ones() -> None:
+    rows = facts.site_rows(example_result())
+    many = [replace_measurement(row, i) for i, row in enumerate(rows * 6)]
+    slowest = facts.slowest_sites([*many, rows[0]._replace(before=failed("no"))])
+    assert len(slowest) == facts.BARS
+    latencies = [row.before.median_s for row in slowest]
+    assert latencies == sorted(latencies, reverse=True)
+
+
+def replace_measurement(row: facts.SiteRow, index: int) -> facts.SiteRow:
+    samples = tuple(sample * (1 + index) for sample in row.before.samples_s)
+    return row._replace(before=replace(row.before, samples_s=samples))
+
+
+def test_the_front_shows_every_timed_candidate_and_counts_the_others() -> None:
+    pareto, _ = facts.paretos(example_result())
+    assert pareto.original_parameters == 9_248
+    assert [point.status for point in pareto.points] == [
+        "chosen",
+        "front",
+        "front",
+        "dominated",
+        "infeasible",
+        "infeasible",
+        "infeasible",
+    ]
+    assert [point.outcome for point in pareto.points[4:]] == ["accuracy", "accuracy", "slower"]
+    assert pareto.points[0].latency_change_s == pytest.approx(-23e-6)
+    assert pareto.untimed == 168 - 7
+
+
+def test_outcomes_count_every_proposal_of_every_search() -> None:
+    table = facts.outcomes(example_result())
+    assert table.groups == ("conv 32×16×16", "branch 64×8×8")
+    assert table.rows[0] == ("ill-typed", (41, 3))
+    assert ("build failed", (0, 1)) in table.rows
+    assert table.totals == (168, 14)
+    assert tuple(map(sum, zip(*(counts for _, counts in table.rows), strict=True))) == table.totals
+
+
+def test_sites_with_the_same_replacement_are_shown_together() -> None:
+    together, alone = facts.replaced_operators(example_result())
+    assert together.numbers == (1, 2, 3)
+    assert together.comparison == "2.84x faster than the original here"
+    assert together.lineage == ("seed depthwise_separable", "mutate kernel 5x5 → 3x3")
+    assert alone.numbers == (6,)
+
+
+def test_an_operator_is_drawn_with_every_node_and_every_edge() -> None:
+    drawing = facts.drawing(BRANCH)
+    assert drawing
+    assert [box.role for box in drawing.boxes].count("weight") == 4
+    assert drawing.boxes[-1] == facts.Box("relu", (), "64×8×8", "result")
+    assert drawing.boxes[2].settings == ("channels 64", "kernel 3×3", "padding 1×1×1×1")
+    assert (0, 10) in drawing.arrows
+    assert (9, 10) in drawing.arrows
+    assert len(drawing.arrows) == 12
+    identity = facts.drawing(IDENTITY)
+    assert identity
+    assert identity.arrows == ((0, 1),)
+
+
+def test_text_that_is_no_operator_is_not_drawn() -> None:
+    assert facts.drawing("v0 = input 3x3\nv1 = explode(v0)") is None
+
+
+@pytest.mark.parametrize("result", [without_replacements(), without_feasible_candidate()])
+def test_nothing_replaced_leaves_nothing_to_draw(result: Result) -> None:
+    assert facts.replaced_operators(result) == ()
+    assert {row.after for row in facts.site_rows(result)} == {None}
+
+
+def test_a_searched_site_that_kept_its_operator_says_so() -> None:
+    assert {row.state for row in facts.site_rows(without_feasible_candidate())} == {"searched", "left alone"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.5, "1.50 s"),
+        (0.0123, "12.3 ms"),
+        (4.12e-4, "0.412 ms"),
+        (3.1e-6, "3.10 µs"),
+        (-8e-6, "−8.00 µs"),
+        (120.0, "120 s"),
+    ],
+)
+def test_latencies_are_written_with_three_digits_and_a_unit(seconds: float, text: str) -> None:
+    assert latency_text(seconds) == text
+
+
+def test_comparisons_say_faster_slower_or_equal() -> None:
+    assert [comparison_text(ratio) for ratio in (1.43, 0.5, 1.01, 0.99)] == [
+        "1.43x faster than",
+        "2.00x slower than",
+        "as fast as",
+        "as fast as",
+    ]
+
+
+def test_durations_read_like_durations() -> None:
+    assert facts.duration_text(3.21) == "3.2 s"
+    assert facts.duration_text(725.2) == "12 min 5 s"

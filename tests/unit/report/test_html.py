@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import pytest
+from example_result import ALL, FORMULAS, SEPARABLE, example_result, hostile, without_replacements
+
+from gos_adapt.errors import RunFolderError
+from gos_adapt.report import facts
+from gos_adapt.report.html import mathml, render, unbroken, write_report
+from gos_adapt.report.operator_svg import operator_svg
+from gos_adapt.result import Formula
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Elements(HTMLParser):
+    """Every element of a page, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] not in (["script"], ["style"]):
+            self.text += data
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_kind_of_result_renders_with_its_verdict_first(name: str) -> None:
+    result = ALL[name]()
+    text = Elements(render(result)).text
+    heading = text.index(unbroken(result.verdict))
+    assert heading < text.index("Against the baselines") < text.index("Replaced operators") < text.index("Limits")
+
+
+def test_the_report_asks_for_nothing_outside_itself() -> None:
+    page = Elements(render(example_result()))
+    assert page.tags.count("link") == 1
+    sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert sources == ["data:,"]
+
+
+def test_plotly_is_embedded_once() -> None:
+    assert len(re.findall(r"plotly\.js v\d", render(example_result()))) == 1
+
+
+def test_hostile_names_bring_no_element_and_no_handler() -> None:
+    innocent, page = Elements(render(example_result())), Elements(render(hostile()))
+    assert "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    # One search has fewer candidates and one operator cannot be drawn, so fewer elements, never more scripts.
+    assert page.tags.count("script") == innocent.tags.count("script")
+    assert "document.title='owned'" in page.text
+
+
+def test_hostile_mathml_falls_back_to_escaped_text() -> None:
+    for evil in ("<script>1</script>", "<mi>x", "<mtext><img src='x'/></mtext>", "&xxe;", '<a href="javascript:1"/>'):
+        shown = mathml(Formula("a < b", "", evil))
+        assert shown == "<code>a &lt; b</code>"
+
+
+def test_mathml_keeps_its_elements_and_loses_its_attributes() -> None:
+    assert mathml(Formula("", "", '<mi onclick="alert(1)">x</mi>')) == '<math display="block"><mi>x</mi></math>'
+    assert "<msub><mo>⋆</mo><mtext>3×3, g32</mtext></msub>" in mathml(FORMULAS[SEPARABLE])
+
+
+def test_an_operator_picture_has_a_box_for_each_node_and_an_arrow_for_each_edge() -> None:
+    drawing = facts.drawing(SEPARABLE)
+    assert drawing
+    svg = operator_svg(drawing, 'graph of "x"')
+    assert svg.count('class="node') == 8
+    assert svg.count('class="edge"') == 7
+    assert 'aria-label="graph of &quot;x&quot;"' in svg
+
+
+def test_boxes_of_an_operator_picture_do_not_overlap() -> None:
+    for text in FORMULAS:
+        drawing = facts.drawing(text)
+        assert drawing
+        numbers = re.findall(
+            r'<rect x="([-\d.]+)" y="([-\d.]+)" width="([-\d.]+)" height="([-\d.]+)"', operator_svg(drawing, "")
+        )
+        boxes = [tuple(map(float, box)) for box in numbers]
+        assert len(boxes) == len(drawing.boxes)
+        for i, (x, y, width, height) in enumerate(boxes):
+            for other_x, other_y, other_width, other_height in boxes[:i]:
+                beside = x + width <= other_x or other_x + other_width <= x
+                above = y + height <= other_y or other_y + other_height <= y
+                assert beside or above
+
+
+def test_nothing_to_gain_still_reads_well() -> None:
+    text = Elements(render(without_replacements())).text
+    assert "No operator was replaced: the delivered model is the original, compiled." in text
+    assert "No site was worth searching." in text
+    assert "unchanged" in text
+
+
+def test_the_report_is_written_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(example_result(), path)
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(RunFolderError):
+        write_report(example_result(), tmp_path / "absent" / "report.html")
