@@ -1,0 +1,262 @@
+"""Random operators: shapes, canonical form, text form, torch and ONNX all agree with the numpy meaning."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from gos_adapt.errors import Rejection
+from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.base import Kind
+from gos_adapt.operators.canonical import canonicalise
+from gos_adapt.operators.equation import equation
+from gos_adapt.operators.evaluate import evaluate, fold
+from gos_adapt.operators.graph import (
+    INPUT,
+    LEAVES,
+    MAX_EDGES,
+    MAX_NODES,
+    WEIGHT,
+    Node,
+    OperatorGraph,
+    infer_node,
+    infer_types,
+    typed,
+)
+from gos_adapt.operators.onnx_form import to_onnx
+from gos_adapt.operators.seeds import seeds
+from gos_adapt.operators.text import parse
+from gos_adapt.operators.torch_form import TorchOperator
+
+reproducibly = settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=120,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+INPUT_SHAPES = ((4, 6, 6), (8, 4, 5), (2, 3, 3), (8,))
+MAX_VALUES = 2000
+NAMES = sorted(INSTRUCTIONS)
+OFTEN = ["cross_correlation"] * 4 + ["matrix_product"] * 3 + ["channel_slice", "channel_shuffle", "concat"]
+
+
+@st.composite
+def operators(draw):
+    """Grow an operator node by node; what does not type-check is not added."""
+    nodes = [Node(INPUT, shape=draw(st.sampled_from(INPUT_SHAPES))) for _ in range(draw(st.sampled_from((1, 1, 2))))]
+    for _ in range(draw(st.integers(1, 12))):
+        grown = _with_instruction(draw, nodes, draw(st.sampled_from(NAMES + OFTEN)))
+        types = infer_types(tuple(grown))
+        edges = sum(len(node.args) for node in grown) + 1
+        if not isinstance(types, Rejection) and len(grown) <= MAX_NODES and edges <= MAX_EDGES:
+            nodes = grown
+    graph = typed(tuple(nodes))
+    assume(isinstance(graph, OperatorGraph) and graph.nodes[-1].op not in LEAVES)
+    return graph
+
+
+def _with_instruction(draw, nodes, name):
+    instruction, types = INSTRUCTIONS[name], infer_types(tuple(nodes))
+    features = [i for i, t in enumerate(types) if t.kind is Kind.FEATURE]
+    args = [draw(st.sampled_from(features[-4:])) for kind in instruction.arguments if kind is Kind.FEATURE]
+    if not args:
+        return nodes
+    shape = types[args[0]].shape
+    hyper = {key: draw(st.sampled_from(values)) for key, values in instruction.hyperparameters.items()}
+    if name == "cross_correlation":  # most random settings do not fit: draw what fits often
+        hyper |= {"channels": draw(st.sampled_from((4, 8))), "groups": draw(st.sampled_from((1, 2, 4)))}
+        hyper |= {"kernel": draw(st.sampled_from(((1, 1), (3, 3), (2, 1)))), "padding": (1, 1, 1, 1)}
+    if name == "channel_slice":
+        hyper = {"start": draw(st.sampled_from((0, 1))), "stop": max(2, shape[0] // 2)}
+    if name == "matrix_product":
+        hyper["channels"] = draw(st.sampled_from((3, 8)))
+    if name in ("zero", "reshape"):
+        hyper["shape"] = draw(st.sampled_from([t.shape for t in types if t.kind is Kind.FEATURE] + [(shape[-1], 2)]))
+    grown = list(nodes)
+    for wanted in instruction.weight_shapes(tuple(types[a].shape for a in args), hyper):
+        alike = [i for i, node in enumerate(grown) if node.op == WEIGHT and node.shape == wanted]
+        if alike and draw(st.booleans()):
+            args.append(alike[0])
+        elif len(wanted) == 2 and draw(st.booleans()):
+            args.append(len(grown) + 2)
+            grown += [Node(WEIGHT, shape=(wanted[0], 2)), Node(WEIGHT, shape=(2, wanted[1]))]
+            grown.append(Node("weight_product", (len(grown) - 2, len(grown) - 1)))
+        else:
+            args.append(len(grown))
+            grown.append(Node(WEIGHT, shape=wanted))
+    if any(np.prod(node.shape) > MAX_VALUES or min(node.shape) < 1 for node in grown if node.op == WEIGHT):
+        return nodes
+    added = Node(name, tuple(args), tuple(sorted(hyper.items())))
+    inferred = infer_node(added, infer_types((*grown, Node("identity", (0,)))))
+    fits = not isinstance(inferred, Rejection) and np.prod(inferred.shape) <= MAX_VALUES
+    return [*grown, added] if fits else nodes
+
+
+def arrays(graph, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = [rng.normal(size=(2, *graph.nodes[i].shape)).astype(np.float32) for i in graph.inputs]
+    weights = [
+        (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32) for shape in graph.weight_shapes
+    ]
+    return inputs, weights
+
+
+def meaning(graph, inputs, weights):
+    """Evaluate where float32 says something: products of products may leave its range."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = evaluate(graph, inputs, weights)
+    assume(bool(np.all(np.abs(result) < 1e4)))
+    return result
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
+
+
+@reproducibly
+@given(operators())
+def test_the_shape_rule_is_the_shape_numpy_gives(graph):
+    inputs, weights = arrays(graph)
+    assert meaning(graph, inputs, weights).shape == (2, *graph.output_shape)
+
+
+@reproducibly
+@given(operators())
+def test_the_canonical_form_keeps_meaning_inputs_and_output(graph):
+    canonical = canonicalise(graph)
+    inputs, weights = arrays(graph)
+    assert [canonical.graph.nodes[i].shape for i in canonical.graph.inputs] == [
+        n.shape for n in graph.nodes if n.op == INPUT
+    ]
+    assert_close(
+        evaluate(canonical.graph, inputs, [weights[i] for i in canonical.weight_order]), meaning(graph, inputs, weights)
+    )
+
+
+@reproducibly
+@given(operators())
+def test_the_canonical_form_is_canonical_and_not_larger(graph):
+    canonical = canonicalise(graph)
+    again = canonicalise(canonical.graph)
+    assert again.graph == canonical.graph
+    assert again.weight_order == tuple(range(len(canonical.weight_order)))
+    assert len(canonical.graph.nodes) <= len(graph.nodes)
+    assert canonical.graph.edge_count <= graph.edge_count
+    assert canonical.graph.macs <= graph.macs
+
+
+@reproducibly
+@given(operators(), st.randoms(use_true_random=False))
+def test_isomorphic_operators_have_one_canonical_form(graph, random):
+    assert canonicalise(_shuffled(graph, random)).graph == canonicalise(graph).graph
+
+
+def _shuffled(graph, random):
+    """The same operator in another topological order, commutative arguments swapped at random, inputs in order."""
+    order, ready = list(graph.inputs), list(graph.weights)
+    random.shuffle(ready)
+    order += ready
+    waiting = [i for i in range(len(graph.nodes)) if i not in order]
+    while waiting:
+        possible = [i for i in waiting if set(graph.nodes[i].args) <= set(order)]
+        possible = [i for i in possible if i != len(graph.nodes) - 1] or possible
+        order.append(random.choice(possible))
+        waiting.remove(order[-1])
+    position = {old: i for i, old in enumerate(order)}
+    nodes = []
+    for old in order:
+        node = graph.nodes[old]
+        args = [position[a] for a in node.args]
+        if node.op not in LEAVES and INSTRUCTIONS[node.op].commutative and random.random() < 0.5:
+            args.reverse()
+        nodes.append(Node(node.op, tuple(args), node.hyper, node.shape))
+    return OperatorGraph(tuple(nodes))
+
+
+@reproducibly
+@given(operators())
+def test_text_round_trips(graph):
+    assert parse(graph.text) == graph
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.text(max_size=200) | st.text(alphabet="v0123456789x=(), \ninputweghrlad.-", max_size=200))
+def test_parse_never_raises(text):
+    parsed = parse(text)
+    assert isinstance(parsed, Rejection) or parsed.text == text
+
+
+@reproducibly
+@given(operators(), st.data())
+def test_parse_survives_a_damaged_text(graph, data):
+    at = data.draw(st.integers(0, len(graph.text) - 1))
+    damaged = graph.text[:at] + data.draw(st.text(alphabet="v019x=(),-. \n", max_size=3)) + graph.text[at + 1 :]
+    parsed = parse(damaged)
+    assert isinstance(parsed, Rejection) or parsed.text == damaged
+
+
+@settings(reproducibly, max_examples=60)
+@given(operators())
+def test_the_onnx_form_computes_the_meaning_in_onnx_runtime(graph):
+    inputs, weights = arrays(graph)
+    expected = meaning(graph, inputs, weights)
+    model = to_onnx(graph, weights)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    known = {value.name for value in session.get_inputs()}
+    feeds = {f"x{k}": array for k, array in enumerate(inputs) if f"x{k}" in known}
+    assert_close(session.run(["y"], feeds)[0], expected)
+
+
+@reproducibly
+@given(operators())
+def test_the_torch_form_computes_the_meaning(graph):
+    inputs, weights = arrays(graph)
+    expected = meaning(graph, inputs, weights)
+    with torch.no_grad():
+        assert_close(TorchOperator(graph, weights)(*map(torch.from_numpy, inputs)).numpy(), expected)
+
+
+@reproducibly
+@given(operators())
+def test_folding_keeps_the_meaning_and_leaves_no_instruction_on_weights_alone(graph):
+    inputs, weights = arrays(graph)
+    folded, constants = fold(graph, weights)
+    assert_close(evaluate(folded, inputs, constants), meaning(graph, inputs, weights))
+    assert all(folded.types[i].kind is Kind.FEATURE for i, n in enumerate(folded.nodes) if n.op not in LEAVES)
+
+
+@settings(reproducibly, max_examples=40)
+@given(operators())
+def test_every_operator_has_an_equation(graph):
+    written = equation(graph)
+    assert written.text.splitlines()[-1].startswith("y = ")
+    assert written.mathml.count("<math ") == 1
+
+
+@settings(reproducibly, max_examples=40)
+@given(operators())
+def test_seeds_are_canonical_legal_and_of_the_same_shapes(graph):
+    _, weights = arrays(graph)
+    for seed in seeds(graph):
+        assert canonicalise(seed.graph).graph == seed.graph == typed(seed.graph.nodes)
+        assert seed.graph.output_shape == graph.output_shape
+        derived = seed.initial(weights, np.random.default_rng(0))
+        assert tuple(array.shape for array in derived) == seed.graph.weight_shapes
+
+
+hyper_values = st.integers() | st.floats() | st.lists(st.integers(-3, 2**40), max_size=5).map(tuple)
+
+
+@settings(derandomize=True, deadline=None, max_examples=400)
+@given(
+    st.sampled_from(NAMES),
+    st.lists(st.lists(st.integers(-2, 2**40), max_size=5).map(tuple), max_size=3).map(tuple),
+    st.data(),
+)
+def test_shape_rules_are_total(name, shapes, data):
+    keys = {*INSTRUCTIONS[name].hyperparameters, *data.draw(st.sets(st.sampled_from(("shape", "extra"))))}
+    shape = INSTRUCTIONS[name].infer(shapes, {key: data.draw(hyper_values) for key in sorted(keys)})
+    assert isinstance(shape, Rejection) or min(shape) > 0
