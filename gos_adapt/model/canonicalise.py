@@ -6,25 +6,32 @@ survive are called what the exporter called them.
 
 from __future__ import annotations
 
+import logging
 import math
+from itertools import count
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from gos_adapt.errors import ModelImportError
 from gos_adapt.model.checks import STANDARD_DOMAINS, check_sizes, model_inputs, node_name
-from gos_adapt.model.inference import Inferred, infer
+from gos_adapt.model.inference import Inferred, at_batch, infer
 from gos_adapt.model.wording import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+# Its warnings are about what it does not fold, and no business of the user's.
+logging.getLogger("onnxscript").addHandler(logging.NullHandler())
 
 OPSET = 17
+TensorShape = tuple[int, tuple[int | str, ...]]  # element type and shape
 BATCH = "N"
 MAX_FOLDED_ELEMENTS = 2**28
 
@@ -52,10 +59,23 @@ RULES = [
     rules.no_op_cast_rule,
     rules.no_op_expand_rule,
     rules.no_op_transpose_rule,
-    rules.materialize_reshape_shape_rule,
 ]
 
+TIDYING = ir.passes.Sequential(
+    passes.IdentityEliminationPass(),
+    passes.RemoveUnusedNodesPass(),
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    passes.RemoveUnusedOpsetsPass(),
+    passes.ClearMetadataAndDocStringPass(),
+    passes.TopologicalSortPass(),
+    passes.NameFixPass(),
+)
 
+_BATCHES = (2, 3)
+_FIXED_SHAPES = "export a model in which every shape follows from the batch size, without NonZero or the like"
+
+
+@np.errstate(all="ignore")  # `checks.check_tensors` finds what overflows
 def canonicalise(original: onnx.ModelProto) -> onnx.ModelProto:
     """Return the canonical form of a model that passed `checks` (see `Model.proto`); `original` is left as it is.
 
@@ -63,9 +83,12 @@ def canonicalise(original: onnx.ModelProto) -> onnx.ModelProto:
         ModelImportError: the model cannot be written in opset 17, its shapes depend on more than the batch, or it
             computes in another float type than float32.
     """
-    proto = _named_batch(_raised(_inputs_apart(original)))
-    proto = _rewritten(proto)
-    return _with_shapes(proto)
+    proto = _simplified(_named_batch(_raised(_inputs_apart(original))))
+    check_sizes(proto)
+    shapes = _shapes(proto)
+    proto = _used_only(_plain_reshapes(proto, shapes))
+    _declare(proto, shapes)
+    return proto
 
 
 def _inputs_apart(original: onnx.ModelProto) -> onnx.ModelProto:
@@ -104,34 +127,30 @@ def _named_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _rewritten(proto: onnx.ModelProto) -> onnx.ModelProto:
-    model = ir.from_proto(proto)
+def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
+        model = ir.from_proto(proto)
         # Twice: a fold can expose a pattern, and a rewrite a constant.
         for _ in range(2):
-            optimizer.fold_constants(
-                model,
-                onnx_shape_inference=True,
-                input_size_limit=MAX_FOLDED_ELEMENTS,
-                output_size_limit=MAX_FOLDED_ELEMENTS,
-                should_fold=_bounded(MAX_FOLDED_ELEMENTS),
-            )
+            _fold(model)
             rewriter.RewritePass(RULES)(model)
-        ir.passes.Sequential(
-            passes.IdentityEliminationPass(),
-            passes.RemoveUnusedNodesPass(),
-            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            passes.RemoveUnusedOpsetsPass(),
-            passes.ClearMetadataAndDocStringPass(),
-            passes.TopologicalSortPass(),
-            passes.NameFixPass(),
-        )(model)
+        TIDYING(model)
+        return ir.to_proto(model)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
-        cause = error.__cause__ or error
         raise ModelImportError(
-            f"the model cannot be simplified: {quote(str(cause), 200)}; try onnxruntime's or onnxsim's simplified form"
+            f"the model cannot be simplified: {quote(str(error.__cause__ or error), 200)}; "
+            "simplify it with onnxruntime's offline optimisation first"
         ) from None
-    return ir.to_proto(model)
+
+
+def _fold(model: ir.Model) -> None:
+    optimizer.fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=MAX_FOLDED_ELEMENTS,
+        output_size_limit=MAX_FOLDED_ELEMENTS,
+        should_fold=_bounded(MAX_FOLDED_ELEMENTS),
+    )
 
 
 def _bounded(budget: int) -> Callable[[ir.Node], bool]:
@@ -151,38 +170,62 @@ def _bounded(budget: int) -> Callable[[ir.Node], bool]:
     return should_fold
 
 
-def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Write down the shape of every tensor.
+def _shapes(proto: onnx.ModelProto) -> dict[str, TensorShape]:
+    """Infer the shape of every node output at two batch sizes, where all are numbers: what grows is the batch."""
+    small, large = (_shapes_at(proto, batch) for batch in _BATCHES)
+    where = {name: f"{name} (node {node_name(node)})" for node in proto.graph.node for name in node.output}
+    return {name: (small[name].element, _symbolic(small[name], large[name], where=where[name])) for name in small}
 
-    Shapes are inferred at two batch sizes, where they are all numbers, and compared: what grows with the batch is
-    written as a multiple of it.
-    """
-    check_sizes(proto)
-    # When the batch is fixed, the two are the same.
-    small, large = (infer(proto, batch=batch, propagate_values=True) for batch in (2, 3))
-    node_of = {name: node for node in proto.graph.node for name in node.output if name}
-    shapes = {
-        name: _symbolic(small[name], large[name], where=f"{name} (node {node_name(node)})")
-        for name, node in node_of.items()
-    }
-    outputs = {value.name for value in proto.graph.output}
-    for value in proto.graph.output:
-        if value.name not in shapes:
+
+def _shapes_at(proto: onnx.ModelProto, batch: int) -> dict[str, Inferred]:
+    """Infer shapes with the batch fixed; what exporters compute from it is then constant, and folds."""
+    model = ir.from_proto(at_batch(proto, batch))
+    _fold(model)
+    return infer(proto, batch=batch, propagate_values=True) | infer(
+        ir.to_proto(model), batch=batch, propagate_values=True
+    )
+
+
+def _plain_reshapes(proto: onnx.ModelProto, shapes: dict[str, TensorShape]) -> onnx.ModelProto:
+    """Make the shapes that exporters compute from the batch for a Reshape constant, -1 standing for the batch."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    taken = {*shapes, *stored, *(value.name for value in proto.graph.input)}
+    for node in proto.graph.node:
+        if node.op_type != "Reshape" or node.input[1] in stored:
+            continue
+        sizes = [-1 if isinstance(size, str) else size for size in shapes[node.output[0]][1]]
+        if sizes.count(-1) <= 1:
+            candidates = (f"{node.output[0]}_shape{i or ''}" for i in count())
+            node.input[1] = next(name for name in candidates if name not in taken)
+            taken.add(node.input[1])
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), node.input[1]))
+    return proto
+
+
+def _used_only(proto: onnx.ModelProto) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    TIDYING(model)
+    return ir.to_proto(model)
+
+
+def _declare(proto: onnx.ModelProto, shapes: dict[str, TensorShape]) -> None:
+    """Write down the shape of every tensor."""
+    outputs = {value.name: value for value in proto.graph.output}
+    del proto.graph.value_info[:]
+    for name in (name for node in proto.graph.node for name in node.output if name):
+        value = helper.make_tensor_value_info(name, *shapes[name])
+        if name in outputs:
+            outputs[name].CopyFrom(value)
+        else:
+            proto.graph.value_info.append(value)
+    for name in outputs:
+        if name not in shapes:
+            raise ModelImportError(f"output {quote(name)} does not depend on any input; remove it from the outputs")
+        if any(isinstance(size, str) and (axis, size) != (0, BATCH) for axis, size in enumerate(shapes[name][1])):
             raise ModelImportError(
-                f"output {quote(value.name)} does not depend on the input; remove it from the model's outputs"
-            )
-        del value.type.tensor_type.shape.dim[:]
-        value.type.tensor_type.shape.dim.extend(_dims(shapes[value.name]))
-        if any(isinstance(size, str) and (axis, size) != (0, BATCH) for axis, size in enumerate(shapes[value.name])):
-            raise ModelImportError(
-                f"output {quote(value.name)} has shape {shapes[value.name]}; only axis 0 may grow with the batch: "
+                f"output {quote(name)} has shape {shapes[name][1]}; only axis 0 may grow with the batch: "
                 "export the model with the batch axis fixed"
             )
-    del proto.graph.value_info[:]
-    for name, shape in shapes.items():
-        if name not in outputs:
-            proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, small[name].element, shape))
-    return proto
 
 
 def _symbolic(small: Inferred, large: Inferred, *, where: str) -> tuple[int | str, ...]:
@@ -196,21 +239,9 @@ def _symbolic(small: Inferred, large: Inferred, *, where: str) -> tuple[int | st
 
 
 def _size(small: int | None, large: int | None, where: str) -> int | str:
-    if small is None or large is None or (small != large and small * 3 != large * 2):
+    if small is None or large is None or (small != large and small * _BATCHES[1] != large * _BATCHES[0]):
         raise ModelImportError(f"the shape of {quote(where)} depends on the values of the input; {_FIXED_SHAPES}")
     if small == large:
         return small
-    return BATCH if small == 2 else f"{small // 2}*{BATCH}"
-
-
-_FIXED_SHAPES = "export a model in which every shape follows from the batch size, without NonZero or the like"
-
-
-def _dims(shape: tuple[int | str, ...]) -> Iterator[onnx.TensorShapeProto.Dimension]:
-    for size in shape:
-        dim = onnx.TensorShapeProto.Dimension()
-        if isinstance(size, str):
-            dim.dim_param = size
-        else:
-            dim.dim_value = size
-        yield dim
+    per_sample = small // _BATCHES[0]
+    return BATCH if per_sample == 1 else f"{per_sample}*{BATCH}"

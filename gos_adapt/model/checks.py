@@ -1,7 +1,7 @@
 """What a model must satisfy before anything of it is computed; every refusal is one line.
 
-The checks run in an order in which each may rely on the ones before: structure, tensors, wiring, operators, the ONNX
-specification, inputs and outputs, sizes. None allocates more than the file itself holds.
+The checks run in an order in which each may rely on the ones before: structure, tensors, wiring, operators, inputs and
+outputs, the ONNX specification, sizes. None allocates more than the file itself holds.
 """
 
 from __future__ import annotations
@@ -132,8 +132,12 @@ def check_wiring(graph: onnx.GraphProto) -> None:
 
 def check_specification(proto: onnx.ModelProto) -> None:
     """Check the model against the ONNX specification: attributes and their types, order of nodes, versions."""
+    complete = onnx.ModelProto()
+    complete.CopyFrom(proto)
+    for value in complete.graph.output:  # an output without a shape is common, and harmless: shapes are inferred
+        value.type.tensor_type.shape.SetInParent()
     try:
-        checker.check_model(proto)
+        checker.check_model(complete)
     except (checker.ValidationError, ValueError, UnicodeError) as error:
         raise ModelImportError(f"not a valid ONNX model: {quote(str(error), 200)}; export it again") from None
 

@@ -37,17 +37,10 @@ def infer(proto: onnx.ModelProto, *, batch: int, propagate_values: bool) -> dict
     Raises:
         ModelImportError: the shapes contradict each other.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(proto)
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.input:
-        for dim in value.type.tensor_type.shape.dim[:1]:
-            if not dim.HasField("dim_value"):
-                dim.dim_value = batch
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
     try:
-        graph = shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=propagate_values).graph
+        graph = shape_inference.infer_shapes(
+            at_batch(proto, batch), check_type=True, strict_mode=True, data_prop=propagate_values
+        ).graph
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelImportError(
             f"the shapes contradict each other at batch {batch}: {quote(str(error), 200)}; "
@@ -60,6 +53,20 @@ def infer(proto: onnx.ModelProto, *, batch: int, propagate_values: bool) -> dict
         for name in node.output
         if name
     }
+
+
+def at_batch(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """Copy a model with its dynamic batch axis fixed and without what it declares about other tensors than inputs."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.input:
+        for dim in value.type.tensor_type.shape.dim[:1]:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = batch
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return fixed
 
 
 def _inferred(value_type: onnx.TypeProto) -> Inferred:

@@ -16,11 +16,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from gos_adapt.errors import ModelImportError, VerificationError
 from gos_adapt.model import checks
 from gos_adapt.model.canonicalise import BATCH, canonicalise
+from gos_adapt.model.load_apart import load_apart
 from gos_adapt.model.model import Model, TensorSpec
 from gos_adapt.model.onnx_file import inline_weights, parse, read_bytes
 from gos_adapt.model.wording import quote
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import onnx
     import torch
 
@@ -41,10 +44,15 @@ _ORT_ERRORS = (
 )
 
 
-def load_model(path: Path | str) -> Model:
+def load_model(path: Path | str, *, apart: bool = True) -> Model:
     """Read an `.onnx` file or a `.pt2` archive; nothing in either is trusted.
 
     Integer and boolean inputs are allowed beside float32 ones; one dynamic axis is, the first, taken as the batch.
+
+    Args:
+        path: The file; its stem becomes the model's name.
+        apart: Read it in a process of its own (about 2 s more), which a hostile file may crash. `False` is for files
+            this program wrote.
 
     Raises:
         ModelImportError: the file cannot be read, or must not be; the message says what to do.
@@ -57,16 +65,12 @@ def load_model(path: Path | str) -> Model:
             f"{path} is neither an .onnx file nor a .pt2 archive; export the model with torch.onnx.export or "
             "torch.export.save"
         )
+    if apart:
+        return _model(path.stem, *load_apart(path))
     content = read_bytes(path)
     try:
-        if path.suffix.lower() == ".pt2":
-            from gos_adapt.model.torch_import import import_archive  # takes seconds; ONNX needs none of it
-
-            return _model(path.stem, import_archive(content))
-        proto = parse(content)
-        checks.check_structure(proto)
-        inline_weights(proto, path.parent)
-        return _model(path.stem, proto)
+        original = _original(content, path)
+        return _model(path.stem, original, _canonical(original))
     except (ModelImportError, VerificationError) as error:
         raise type(error)(f"{path.name}: {error}") from None
 
@@ -83,27 +87,41 @@ def load_module(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> Mod
     """
     from gos_adapt.model.torch_import import import_module  # takes seconds; ONNX needs none of it
 
-    return _model(type(module).__name__, import_module(module, example_inputs))
+    original = import_module(module, example_inputs)
+    return _model(type(module).__name__, original, _canonical(original))
 
 
-def _model(name: str, original: onnx.ModelProto) -> Model:
+def _original(content: bytes, path: Path) -> onnx.ModelProto:
+    if path.suffix.lower() == ".pt2":
+        from gos_adapt.model.torch_import import import_archive  # takes seconds; ONNX needs none of it
+
+        return import_archive(content)
+    proto = parse(content)
+    checks.check_structure(proto)
+    inline_weights(proto, path.parent)
+    return proto
+
+
+def _canonical(original: onnx.ModelProto) -> onnx.ModelProto:
     checks.check_structure(original)
     checks.check_tensors(original.graph)
     checks.check_wiring(original.graph)
     checks.check_operators(original.graph)
-    checks.check_specification(original)
     checks.check_interface(original.graph)
+    checks.check_specification(original)
     checks.check_sizes(original)
     proto = canonicalise(original)
-    model = Model(
-        name=name,
-        proto=proto,
-        original=original,
-        inputs=tuple(map(_spec, proto.graph.input)),
-        outputs=tuple(map(_spec, proto.graph.output)),
-    )
-    _check_canonical_computes_the_same(model)
-    return model
+    checks.check_tensors(proto.graph)
+    _check_computes_the_same(original, proto)
+    return proto
+
+
+def _model(name: str, original: onnx.ModelProto, proto: onnx.ModelProto) -> Model:
+    return Model(name, proto, original, _specs(proto.graph.input), _specs(proto.graph.output))
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    return tuple(map(_spec, values))
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
@@ -115,26 +133,28 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     )
 
 
-def _check_canonical_computes_the_same(model: Model) -> None:
+def _check_computes_the_same(original: onnx.ModelProto, proto: onnx.ModelProto) -> None:
     """Run both forms on random inputs, at batch 1 and 2 where the batch is dynamic."""
     rng = np.random.default_rng(0)
-    dynamic = any(BATCH in spec.shape for spec in model.inputs)
+    inputs = _specs(proto.graph.input)
+    dynamic = any(BATCH in spec.shape for spec in inputs)
     for batch in (1, 2) if dynamic else (1,):
-        feeds = {spec.name: _random(spec, batch, rng) for spec in model.inputs}
+        feeds = {spec.name: _random(spec, batch, rng) for spec in inputs}
         try:
-            expected = _run(model.original, feeds)
+            expected = _run(original, feeds)
         except _ORT_ERRORS as error:
             raise ModelImportError(
-                f"ONNX Runtime cannot run the model at batch {batch}: {quote(str(error), 200)}; export it again"
+                f"ONNX Runtime cannot run the model at batch {batch}: {quote(str(error), 200)}; "
+                "export it again, with the batch axis fixed if it works for one size only"
             ) from None
         try:
-            actual = _run(model.proto, feeds)
+            actual = _run(proto, feeds)
         except _ORT_ERRORS as error:
             raise VerificationError(
                 f"ONNX Runtime cannot run the canonical form: {quote(str(error), 200)}; please report this model"
             ) from None
-        for spec, a, b in zip(model.outputs, actual, expected, strict=True):
-            _check_close(spec.name, a, b)
+        for output, a, b in zip(proto.graph.output, actual, expected, strict=True):
+            _check_close(output.name, a, b)
 
 
 def _check_close(name: str, actual: Array, expected: Array) -> None:

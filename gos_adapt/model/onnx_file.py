@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import external_data_helper
 
 from gos_adapt.errors import ModelImportError
 from gos_adapt.model.checks import stored_tensors, tensor_bytes
 from gos_adapt.model.wording import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_FILE_BYTES = 2**31 - 1  # of a protobuf message; weights included, since the model must fit one once read
 
@@ -43,9 +47,13 @@ def parse(content: bytes) -> onnx.ModelProto:
         ModelImportError: they are not an ONNX model, or a damaged one.
     """
     try:
-        return onnx.load_model_from_string(content)
+        proto = onnx.load_model_from_string(content)
     except DecodeError:
         raise ModelImportError("not an ONNX model, or a damaged one; export or copy it again") from None
+    # Protobuf hands out a name that is not UTF-8 as bytes.
+    if any(isinstance(text, bytes) for text in _texts(proto)):
+        raise ModelImportError("a damaged ONNX model: a name in it is not UTF-8; export or copy it again")
+    return proto
 
 
 def inline_weights(proto: onnx.ModelProto, folder: Path) -> None:
@@ -62,8 +70,19 @@ def inline_weights(proto: onnx.ModelProto, folder: Path) -> None:
         if total > MAX_FILE_BYTES:
             raise ModelImportError(f"model and weights exceed {MAX_FILE_BYTES} bytes together; split the model")
         tensor.raw_data = _read_outside(tensor, folder)
-        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.ClearField("data_location")
         del tensor.external_data[:]
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """Yield every text in a protobuf message."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else [value]
+        if field.type == field.TYPE_MESSAGE:
+            for part in values:
+                yield from _texts(part)
+        elif field.type == field.TYPE_STRING:
+            yield from values
 
 
 def _read_outside(tensor: onnx.TensorProto, folder: Path) -> bytes:
