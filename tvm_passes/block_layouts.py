@@ -16,10 +16,16 @@ from tvm_passes.schedules.cpu import Cpu
 
 @module_pass(opt_level=0, name="BlockLayouts")
 class BlockLayouts:
-    """Store every feature map between two kernels in blocks of as many channels as a vector has lanes."""
+    """Store every feature map between two kernels in blocks of as many channels as a vector has lanes.
 
-    def __init__(self, cpu: Cpu) -> None:
-        self.cpu = cpu
+    Args:
+        cpu: Whose lanes.
+        boundary: Also block what functions take and return. That is how an operator is timed as it will run inside a
+            model, where its neighbours speak blocks too.
+    """
+
+    def __init__(self, cpu: Cpu, *, boundary: bool = False) -> None:
+        self.cpu, self.boundary = cpu, boundary
 
     def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
         """Apply the pass."""
@@ -32,13 +38,25 @@ class BlockLayouts:
                 return NewCall(call.func, call.result)
             return NewCall(self._reindex(call, blocked, result), _blocked_type(call.result, result))
 
-        return rewrite_kernel_calls(module, reindex)
+        parameters = {
+            param: _blocked_type(param.ty, blocks[param])
+            for _, function in relax_functions(module)
+            for param in function.params
+            if param in blocks
+        }
+        return rewrite_kernel_calls(module, reindex, parameters)
 
     def _choose(self, module: IRModule) -> dict[Any, int]:
         """Block size for each variable that is to be blocked: feature maps that only spatial kernels touch."""
         calls = kernel_calls(module)
         chosen = {call.var: self._block_of(call.result) for call in calls}
-        kept = {var for _, function in relax_functions(module) for var in _used_outside_kernels(function)}
+        kept = set()
+        for _, function in relax_functions(module):
+            if self.boundary:
+                chosen |= {param: self._block_of(param.ty) for param in function.params}
+                kept |= _used_outside_kernels(function) - {function.body.body}
+            else:
+                kept |= _used_outside_kernels(function)
         for call in calls:
             if not _spatial(call):
                 kept.update([call.var, *call.args])
@@ -56,6 +74,9 @@ class BlockLayouts:
         wanted = {params[i].name: block for i, block in blocked.items()}
         if result is not None:
             wanted[params[-1].name] = result
+            (*_, last) = schedule.get_child_blocks(schedule.get_sblock("root"))
+            if is_reduction(schedule.get(last)):  # a store of its own, while its axes are still those of the reduction
+                schedule.cache_write(last, 0, "global")
         for block in schedule.get_child_blocks(schedule.get_sblock("root")):
             written = schedule.get(block).writes[0].source
             if result is not None and written.name not in wanted and len(shape_of(written)) == 4:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from device_targets import Device
 from gos_adapt.errors import ModelImportError
 from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, relax, tvm
 from tvm_passes.frontend import import_onnx
-from tvm_passes.pipeline import Kernel, Lowered, lower
+from tvm_passes.pipeline import Kernel, Lowered, Parameter, lower
 from tvm_passes.schedules import Cpu
 
 
@@ -26,10 +25,12 @@ class Built:
     Attributes:
         path: The shared library: every Relax function and every kernel of it.
         kernels: Kernel calls in the order they run, function by function.
+        parameters: What each function takes.
     """
 
     path: Path
     kernels: tuple[Kernel, ...]
+    parameters: Mapping[str, tuple[Parameter, ...]]
 
     def kernels_of(self, function: str) -> tuple[Kernel, ...]:
         """Kernel calls of one function."""
@@ -64,7 +65,9 @@ def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path
 
 
 def build_functions(protos: Mapping[str, onnx.ModelProto], device: Device, batch: int, path: Path) -> Built:
-    """Compile several small models into one library, one function each.
+    """Compile several operators into one library, one function each, as they would run inside a model.
+
+    Their functions take and return feature maps in blocked layout: `Built.parameters` says which shapes.
 
     Raises:
         ModelImportError: one of them cannot be imported or compiled.
@@ -72,7 +75,7 @@ def build_functions(protos: Mapping[str, onnx.ModelProto], device: Device, batch
     joiner = _Joiner()
     for name, proto in protos.items():
         joiner.join(name, import_onnx(proto, batch))
-    return _export(lower(joiner.builder_.get(), cpu_of(device)), device, path)
+    return _export(lower(joiner.builder_.get(), cpu_of(device), blocked_boundary=True), device, path)
 
 
 def cpu_of(device: Device) -> Cpu:
@@ -98,7 +101,7 @@ def _export(lowered: Lowered, device: Device, path: Path) -> Built:
         linked = Path(folder) / path.name
         executable.export_library(str(linked))
         linked.replace(path)
-    return Built(path, lowered.kernels)
+    return Built(path, lowered.kernels, lowered.parameters)
 
 
 @mutator
@@ -120,9 +123,3 @@ class _Joiner(relax.PyExprMutator):  # type: ignore[misc]
 
     def visit_global_var_(self, variable: GlobalVar) -> GlobalVar:
         return self.kernels.get(variable.name_hint, variable)
-
-
-def random_inputs(shapes: Mapping[str, tuple[int, ...]], seed: int) -> list[np.ndarray[Any, Any]]:
-    """Standard normal inputs of the given shapes, in order."""
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes.values()]

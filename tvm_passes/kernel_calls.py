@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tvm_passes.compat import Constant, IRModule, PrimFunc, mutator, relax, tvm
@@ -73,9 +74,17 @@ def is_kernel_call(value: Any) -> bool:
     return isinstance(value, relax.Call) and value.op == tvm.ir.Op.get("relax.call_tir")
 
 
-def rewrite_kernel_calls(module: IRModule, rewrite: Callable[[KernelCall], NewCall]) -> IRModule:
-    """Rebuild every kernel call as `rewrite` says; kernels no longer called disappear."""
-    rewriter = _Rewriter(module, rewrite)
+def rewrite_kernel_calls(
+    module: IRModule, rewrite: Callable[[KernelCall], NewCall], parameters: Mapping[Any, Any] = MappingProxyType({})
+) -> IRModule:
+    """Rebuild every kernel call as `rewrite` says; kernels no longer called disappear.
+
+    Args:
+        module: Every Relax function of it is rewritten.
+        rewrite: What a call becomes.
+        parameters: New types of function parameters.
+    """
+    rewriter = _Rewriter(module, rewrite, parameters)
     for name, function in sorted(relax_functions(module), key=lambda item: item[0]):
         rewriter.function = name
         rewriter.builder_.update_func(module.get_global_var(name), rewriter.visit_expr(function))
@@ -97,9 +106,18 @@ def _kernel_call(module: IRModule, function: str, binding: Any) -> KernelCall:
 
 @mutator
 class _Rewriter(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: IRModule, rewrite: Callable[[KernelCall], NewCall]) -> None:
+    def __init__(
+        self, module: IRModule, rewrite: Callable[[KernelCall], NewCall], parameters: Mapping[Any, Any]
+    ) -> None:
         super().__init__(module)
-        self.module, self.rewrite, self.function = module, rewrite, ""
+        self.module, self.rewrite, self.parameters, self.function = module, rewrite, parameters, ""
+
+    def visit_function_(self, function: Any) -> Any:
+        params = [relax.Var(param.name, self.parameters.get(param, param.ty)) for param in function.params]
+        for old, new in zip(function.params, params, strict=True):
+            self.set_var_remap(old, new)
+        body = self.visit_expr(function.body)
+        return relax.Function(params, body, is_pure=function.is_pure, attrs=function.attrs)
 
     def visit_var_binding_(self, binding: Any) -> None:
         if not is_kernel_call(binding.value):

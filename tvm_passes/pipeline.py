@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tvm_passes.block_layouts import BlockLayouts
-from tvm_passes.compat import IRModule, Sequential, relax, tirx
+from tvm_passes.compat import IRModule, Sequential, relax
 from tvm_passes.fold_constants import FoldConstants
-from tvm_passes.kernel_calls import kernel_calls
+from tvm_passes.kernel_calls import kernel_calls, relax_functions
 from tvm_passes.schedule_kernels import ScheduleKernels
 from tvm_passes.schedules import Cpu
 from tvm_passes.tag_tensors import TagTensors, take_tags
+
+
+Parameter = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,14 @@ class Kernel:
         name: Of the compiled kernel; calls of the same code share it.
         tensors: Names of the ONNX tensors it computes.
         rule: The schedule rule that took it.
-        shapes: Shapes of its parameters, the result last, with their dtypes.
+        parameters: Shape and dtype of each, the result last.
     """
 
     function: str
     name: str
     tensors: tuple[str, ...]
     rule: str
-    shapes: tuple[tuple[tuple[int, ...], str], ...]
+    parameters: tuple[Parameter, ...]
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,20 @@ class Lowered:
     module: IRModule
     kernels: tuple[Kernel, ...]
 
+    @property
+    def parameters(self) -> dict[str, tuple[Parameter, ...]]:
+        """Shapes and dtypes of what each function takes."""
+        return {name: tuple(map(_parameter, function.params)) for name, function in relax_functions(self.module)}
 
-def lower(module: IRModule, cpu: Cpu) -> Lowered:
-    """Run the compiler's middle on every Relax function of `module`."""
+
+def lower(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False) -> Lowered:
+    """Run the compiler's middle on every Relax function of `module`.
+
+    Args:
+        module: As imported.
+        cpu: What to schedule for.
+        blocked_boundary: Let functions take and return blocked feature maps (see `BlockLayouts`).
+    """
     fuse = Sequential([
         # Phase 0: canonical Relax
         relax.transform.DecomposeOpsForInference(),
@@ -60,7 +76,7 @@ def lower(module: IRModule, cpu: Cpu) -> Lowered:
     schedule = ScheduleKernels(cpu)
     finish = Sequential([
         # Phase 2: layout
-        BlockLayouts(cpu),
+        BlockLayouts(cpu, boundary=blocked_boundary),
         # Phase 3: schedules
         schedule,
     ])  # fmt: skip
@@ -73,5 +89,5 @@ def lower(module: IRModule, cpu: Cpu) -> Lowered:
     return Lowered(module, kernels)
 
 
-def _parameter(parameter: tirx.Var) -> tuple[tuple[int, ...], str]:
+def _parameter(parameter: Any) -> Parameter:
     return tuple(int(size) for size in parameter.ty.shape), str(parameter.ty.dtype)
