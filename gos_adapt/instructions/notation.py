@@ -56,8 +56,8 @@ class Term(sympy.Expr):  # type: ignore[misc]  # sympy is untyped
             mark += rf"_{{\mathrm{{{label}}}}}"
         if self._symbol.isalpha():
             return rf"{mark}\left({', '.join(map(printer._print, self._arguments))}\right)"
-        # always in parentheses: a product in LaTeX does not ask for `precedence`
-        return rf"\left({f' {mark} '.join(map(printer._print, self._arguments))}\right)"
+        printed = (printer._print(a) if a.is_Atom else rf"\left({printer._print(a)}\right)" for a in self._arguments)
+        return f" {mark} ".join(printed)
 
     def _mathml_presentation(self, printer: Any) -> Any:
         word = self._symbol.isalpha()

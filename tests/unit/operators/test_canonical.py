@@ -1,0 +1,158 @@
+"""Each rewrite rule as before -> after, and what canonical order must not depend on."""
+
+from __future__ import annotations
+
+import pytest
+
+from gos_adapt.operators.builder import Builder
+from gos_adapt.operators.canonical import canonicalise
+from gos_adapt.operators.graph import Node, OperatorGraph
+
+
+def written(write) -> OperatorGraph:
+    b = Builder()
+    write(b, b.input(4, 6, 6))
+    graph = b.graph()
+    assert isinstance(graph, OperatorGraph), graph
+    return graph
+
+
+POOL_OF_ONE = {"kernel": (1, 1), "stride": (2, 2), "padding": (0, 0, 0, 0)}
+REWRITES = {
+    "identity goes": (lambda b, x: b.apply("relu", b.apply("identity", x)), lambda b, x: b.apply("relu", x)),
+    "a bare identity stays": (
+        lambda b, x: b.apply("identity", b.apply("identity", x)),
+        lambda b, x: b.apply("identity", x),
+    ),
+    "relu twice": (lambda b, x: b.apply("relu", b.apply("relu", x)), lambda b, x: b.apply("relu", x)),
+    "leaky relu of a relu": (
+        lambda b, x: b.apply("leaky_relu", b.apply("relu", x), slope=0.01),
+        lambda b, x: b.apply("relu", x),
+    ),
+    "relu6 of relu": (lambda b, x: b.apply("relu6", b.apply("relu", x)), lambda b, x: b.apply("relu6", x)),
+    "shift by nothing": (lambda b, x: b.apply("shift", x, offset=(0, 0)), lambda b, x: b.apply("identity", x)),
+    "whole slice": (
+        lambda b, x: b.apply("relu", b.apply("channel_slice", x, start=0, stop=4)),
+        lambda b, x: b.apply("relu", x),
+    ),
+    "reshape of reshape": (
+        lambda b, x: b.apply("reshape", b.apply("flatten", x), shape=(8, 3, 6)),
+        lambda b, x: b.apply("reshape", x, shape=(8, 3, 6)),
+    ),
+    "reshape to a vector": (lambda b, x: b.apply("reshape", x, shape=(144,)), lambda b, x: b.apply("flatten", x)),
+    "pool of one element": (
+        lambda b, x: b.apply("average_pool", x, **POOL_OF_ONE),
+        lambda b, x: b.apply("subsample", x, stride=(2, 2)),
+    ),
+    "maximum with itself": (
+        lambda b, x: b.apply("maximum", b.apply("tanh", x), b.apply("tanh", x)),
+        lambda b, x: b.apply("tanh", x),
+    ),
+    "difference with itself": (
+        lambda b, x: b.apply("subtract", b.apply("tanh", x), b.apply("tanh", x)),
+        lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
+    ),
+    "convolution of zero": (
+        lambda b, x: b.bias(b.convolution(b.apply("zero", x, shape=(4, 6, 6)), 8, (1, 1))),
+        lambda b, x: b.bias(b.apply("zero", x, shape=(8, 6, 6))),
+    ),
+    "sum with zero": (
+        lambda b, x: b.apply("add", b.apply("zero", x, shape=(4, 6, 6)), b.apply("tanh", x)),
+        lambda b, x: b.apply("tanh", x),
+    ),
+    "product with zero": (
+        lambda b, x: b.apply("hadamard", x, b.apply("zero", b.apply("tanh", x), shape=(4, 6, 6))),
+        lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
+    ),
+    "maximum with zero": (
+        lambda b, x: b.apply("maximum", x, b.apply("zero", x, shape=(4, 6, 6))),
+        lambda b, x: b.apply("relu", x),
+    ),
+    "concatenation with zero": (
+        lambda b, x: b.apply("concat", b.apply("zero", x, shape=(2, 6, 6)), x),
+        lambda b, x: b.apply("pad_channels", x, before=2, after=0),
+    ),
+}
+UNTOUCHED = {
+    "zero minus a value": lambda b, x: b.apply("subtract", b.apply("zero", x, shape=(4, 6, 6)), x),
+    "a value plus itself": lambda b, x: b.apply("add", x, x),
+    "sigmoid of zero": lambda b, x: b.apply("sigmoid", b.apply("zero", x, shape=(4, 6, 6))),
+    "relu of tanh": lambda b, x: b.apply("relu", b.apply("tanh", x)),
+    "two filters of one shape": lambda b, x: b.apply("add", b.convolution(x, 4, (1, 1)), b.convolution(x, 4, (1, 1))),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), REWRITES.values(), ids=REWRITES)
+def test_rewrite(before, after):
+    assert canonicalise(written(before)).graph == written(after)
+
+
+@pytest.mark.parametrize("write", UNTOUCHED.values(), ids=UNTOUCHED)
+def test_no_rule_fires_where_it_must_not(write):
+    assert len(canonicalise(written(write)).graph.nodes) == len(written(write).nodes)
+
+
+def test_dead_nodes_and_their_weights_go_and_the_order_says_which_weights_stay():
+    b = Builder()
+    x = b.input(4, 6, 6)
+    b.convolution(x, 8, (1, 1))
+    scale = b.weight(4)
+    bias = b.weight(4)
+    b.apply("channel_scale", b.apply("channel_bias", x, bias), scale)
+    canonical = canonicalise(b.graph())
+    assert canonical.weight_order == (2, 1)
+    assert [node.op for node in canonical.graph.nodes] == ["input", "weight", "channel_bias", "weight", "channel_scale"]
+
+
+def test_an_unused_input_stays_an_input():
+    b = Builder()
+    b.input(2, 3, 3)
+    b.apply("relu", b.input(4, 6, 6))
+    assert canonicalise(b.graph()).graph == b.graph()
+
+
+def test_equal_structures_with_different_weights_are_ordered_by_how_they_are_used():
+    def tangled(*, swapped: bool) -> OperatorGraph:
+        b = Builder()
+        x = b.input(4, 6, 6)
+        left, right = b.convolution(x, 4, (1, 1)), b.convolution(x, 4, (1, 1))
+        total = b.apply("add", *((right, left) if swapped else (left, right)))
+        b.apply("subtract", total, right if swapped else left)
+        return b.graph()
+
+    assert tangled(swapped=True) != tangled(swapped=False)
+    assert canonicalise(tangled(swapped=True)).graph == canonicalise(tangled(swapped=False)).graph
+
+
+def test_commutative_arguments_are_sorted_and_others_are_not():
+    def joined(op: str, *, swapped: bool) -> str:
+        b = Builder()
+        x = b.input(4, 6, 6)
+        pair = (b.apply("tanh", x), b.apply("relu", x))
+        b.apply(op, *(pair[::-1] if swapped else pair))
+        return canonicalise(b.graph()).graph.text
+
+    assert joined("maximum", swapped=True) == joined("maximum", swapped=False)
+    assert joined("subtract", swapped=True) != joined("subtract", swapped=False)
+
+
+def test_canonical_text_of_a_convolution_is_pinned():
+    graph = written(lambda b, x: b.apply("relu", b.bias(b.convolution(x, 8, (3, 3), padding=(1, 1, 1, 1)))))
+    assert canonicalise(graph).graph.text.splitlines() == [
+        "v0 = input 4x6x6",
+        "v1 = weight 8x4x3x3",
+        "v2 = cross_correlation(v0, v1, channels=8, dilation=1x1, groups=1, kernel=3x3, padding=1x1x1x1, stride=1x1)",
+        "v3 = weight 8",
+        "v4 = channel_bias(v2, v3)",
+        "v5 = relu(v4)",
+    ]
+
+
+def test_the_widest_tie_is_broken():
+    nodes = [Node("input", shape=(2, 2, 2)), Node("weight", shape=(2,)), Node("weight", shape=(2,))]
+    nodes += [Node("channel_bias", (0, 1)), Node("channel_bias", (0, 2))]
+    nodes += [Node(op, (3, 4)) for op in ("add", "mean", "hadamard", "maximum", "minimum")]
+    nodes += [Node("subtract", (5, 6)), Node("subtract", (7, 8)), Node("subtract", (9, 10)), Node("subtract", (12, 11))]
+    canonical = canonicalise(OperatorGraph(tuple(nodes)))
+    assert canonicalise(canonical.graph).graph == canonical.graph
+    assert len(canonical.graph.nodes) == len(nodes)
