@@ -1,9 +1,9 @@
-"""Matrix products, differences and products of features, and per-channel scale and bias."""
+"""Matrix products of features and of weights, per-channel bias and scale, and the difference of two features."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, Shape
 from gos_adapt.instructions.notation import term
 from gos_adapt.instructions.rules import as_int, half_mac, integer, same_shape, shape_rule
-
-if TYPE_CHECKING:
-    from gos_adapt.instructions.windows import Array
 
 Tensor = TypeVar("Tensor", "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", torch.Tensor)
 
@@ -56,22 +53,13 @@ def _product_macs(arguments: tuple[Shape, ...], result: Shape, _hyper: Hyper) ->
     return math.prod(result) * arguments[1][0]
 
 
-def _matmul_numpy(x: Array, w: Array, channels: int = 0) -> Array:
-    result: Array = x @ w
-    return result
-
-
-def _matmul_torch(x: torch.Tensor, w: torch.Tensor, channels: int = 0) -> torch.Tensor:
-    return x @ w
-
-
 ROWS = (
     Instruction(
         name="matrix_product",
         arguments=_FEATURE_WEIGHT,
         infer=shape_rule(_matrix_product_shape, 1, 2, channels=integer()),
-        numpy=_matmul_numpy,
-        torch=_matmul_torch,
+        numpy=lambda x, w, channels: x @ w,
+        torch=lambda x, w, channels: x @ w,
         onnx=lambda emitter, names, _shapes, _hyper: emitter.node("MatMul", list(names)),
         hyperparameters={"channels": (4, 8, 16, 32, 64, 128, 256, 512, 1024)},
         weight_shapes=lambda features, hyper: ((features[0][0], as_int(hyper["channels"])),),
@@ -82,8 +70,8 @@ ROWS = (
         name="weight_product",
         arguments=_WEIGHTS,
         infer=shape_rule(_weight_product_shape, 2, 2),
-        numpy=_matmul_numpy,
-        torch=_matmul_torch,
+        numpy=lambda a, b: a @ b,
+        torch=lambda a, b: a @ b,
         onnx=lambda emitter, names, _shapes, _hyper: emitter.node("MatMul", list(names)),
         macs=_product_macs,
         equation=term("·"),

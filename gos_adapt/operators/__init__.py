@@ -1,1 +1,1 @@
-"""gos_adapt/operators."""
+"""The operator: a graph of instructions, its canonical form, its meaning, and how it is written down."""
