@@ -69,6 +69,7 @@ def _torch(
 
 
 def _onnx(emitter: OnnxEmitter, names: tuple[str, ...], _shapes: tuple[Shape, ...], hyper: Hyper) -> str:
+    # a third name is a bias: `operators.onnx_form` hands over the one that follows
     return emitter.node(
         "Conv",
         list(names),

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.operators.evaluate import fold
-from gos_adapt.operators.graph import INPUT, LEAVES, OperatorGraph
+from gos_adapt.operators.graph import LEAVES, OperatorGraph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,16 +57,31 @@ def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, i
         Name of the result.
     """
     folded, constants = fold(graph, weights)
-    features, leaves = iter(inputs), iter(constants)
-    names: list[str] = []
-    for node in folded.nodes:
-        if node.op in LEAVES:
-            names.append(next(features) if node.op == INPUT else emitter.constant(next(leaves).astype(np.float32)))
-            continue
-        shapes = tuple(folded.types[a].shape for a in node.args)
-        arguments = tuple(names[a] for a in node.args)
-        names.append(INSTRUCTIONS[node.op].onnx(emitter, arguments, shapes, dict(node.hyper)))
-    return names[-1]
+    names = dict(zip(folded.inputs, inputs, strict=True))
+    names |= {i: emitter.constant(w.astype(np.float32)) for i, w in zip(folded.weights, constants, strict=True)}
+    biases = _convolution_biases(folded)
+    for i, node in enumerate(folded.nodes):
+        if i in biases.values():
+            names[i] = names[node.args[0]]
+        elif node.op not in LEAVES:
+            arguments = [names[a] for a in node.args]
+            if i in biases:
+                arguments.append(names[folded.nodes[biases[i]].args[1]])
+            shapes = tuple(folded.types[a].shape for a in node.args)
+            names[i] = INSTRUCTIONS[node.op].onnx(emitter, tuple(arguments), shapes, dict(node.hyper))
+    return names[len(folded.nodes) - 1]
+
+
+def _convolution_biases(graph: OperatorGraph) -> dict[int, int]:
+    """Return convolution -> the bias node that is its only use: ONNX has one Conv for the two."""
+    uses = [a for node in graph.nodes for a in node.args]
+    return {
+        node.args[0]: i
+        for i, node in enumerate(graph.nodes)
+        if node.op == "channel_bias"
+        and graph.nodes[node.args[0]].op == "cross_correlation"
+        and uses.count(node.args[0]) == 1
+    }
 
 
 def to_onnx(graph: OperatorGraph, weights: Sequence[Array], *, opset: int = OPSET) -> onnx.ModelProto:

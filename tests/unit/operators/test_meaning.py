@@ -94,6 +94,19 @@ def test_weight_products_are_folded_before_inference():
     assert [node.op_type for node in model.graph.node] == ["MatMul", "Identity"]
 
 
+def test_a_convolution_takes_the_bias_that_alone_follows_it():
+    def node_types(*, shared: bool) -> list[str]:
+        b = Builder()
+        convolved = b.convolution(b.input(4, 6, 6), 4, (1, 1))
+        biased = b.bias(convolved)
+        b.apply("add", biased, convolved if shared else biased)
+        weights = [np.ones(shape, np.float32) for shape in b.graph().weight_shapes]
+        return [node.op_type for node in to_onnx(b.graph(), weights).graph.node]
+
+    assert node_types(shared=False) == ["Conv", "Add", "Identity"]
+    assert node_types(shared=True) == ["Conv", "Reshape", "Add", "Add", "Identity"]
+
+
 def test_onnx_form_has_named_inputs_and_a_dynamic_batch():
     graph, weights = low_rank_matrix()
     model = to_onnx(graph, weights)
