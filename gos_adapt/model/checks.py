@@ -21,7 +21,7 @@ from gos_adapt.model.supported_operators import NEXT_STEP, OTHERWISE, SUPPORTED
 from gos_adapt.model.wording import names, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MIN_OPSET = 9
 MAX_TENSOR_BYTES = 2**30
@@ -182,10 +182,15 @@ def check_sizes(proto: onnx.ModelProto) -> None:
     for propagate in (False, True):
         total = 0
         for name, tensor in infer(proto, batch=1, propagate_values=propagate).items():
-            if tensor.shape is not None and None not in tensor.shape:
-                total += _check_bytes(name, [size or 0 for size in tensor.shape], tensor.element)
-                if tensor.is_integer and len(tensor.shape) < 2 and math.prod(tensor.shape) > MAX_INDEX_ELEMENTS:  # type: ignore[arg-type]
-                    raise ModelImportError(f"{quote(name)} is an integer vector of shape {tensor.shape}: too long")
+            sizes = tensor.known_shape
+            if sizes is None:
+                continue
+            total += _check_bytes(name, sizes, tensor.element)
+            if tensor.is_integer and len(sizes) < 2 and math.prod(sizes) > MAX_INDEX_ELEMENTS:
+                raise ModelImportError(
+                    f"{quote(name)} is a computed integer vector of {sizes[0]} elements, too long for a shape or an "
+                    f"index (up to {MAX_INDEX_ELEMENTS}); store it as an initialiser"
+                )
         if total > MAX_TOTAL_BYTES:
             raise ModelImportError(
                 f"one sample needs {total / 2**30:.1f} GiB for its tensors, more than the {MAX_TOTAL_BYTES >> 30} GiB "
@@ -267,12 +272,12 @@ def _freeze(value: onnx.ValueInfoProto) -> str:
     return f"freeze it with python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {name} --input_shape ..."
 
 
-def _check_bytes(name: str, dims: list[int], element: int) -> int:
+def _check_bytes(name: str, dims: Sequence[int], element: int) -> int:
     itemsize = _itemsize(element) if element in _DATA_FIELD else 1
     size = math.prod(dims) * itemsize
     if size > MAX_TENSOR_BYTES:
         raise ModelImportError(
-            f"tensor {quote(name)} of shape {quote(str(dims))} needs {size / 2**30:.3g} GiB, more than the "
+            f"tensor {quote(name)} of shape {quote(str(tuple(dims)))} needs {size / 2**30:.3g} GiB, more than the "
             f"{MAX_TENSOR_BYTES >> 30} GiB allowed; lower the input resolution or split the tensor"
         )
     return size

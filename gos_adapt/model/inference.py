@@ -19,6 +19,12 @@ class Inferred:
     shape: tuple[int | None, ...] | None
 
     @property
+    def known_shape(self) -> tuple[int, ...] | None:
+        """The shape, if all of it follows."""
+        known = tuple(size for size in self.shape or () if size is not None)
+        return known if self.shape is not None and len(known) == len(self.shape) else None
+
+    @property
     def is_integer(self) -> bool:
         """Whether shape arithmetic could be done in it."""
         return self.element in (TensorProto.INT64, TensorProto.INT32)
