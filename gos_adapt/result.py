@@ -17,6 +17,7 @@ from gos_adapt.environment import Environment  # noqa: TC001
 from gos_adapt.errors import RunFolderError
 from gos_adapt.json_form import decode_fields, encode_fields
 from gos_adapt.model.model import TensorSpec  # noqa: TC001
+from gos_adapt.profiling.select import amdahl_bound
 from gos_adapt.quantities import Count, Measurement  # noqa: TC001
 from gos_adapt.verdict import verdict
 
@@ -224,6 +225,7 @@ class SiteResult:
     Attributes:
         name: `Site.name`.
         kind: `Site.kind`.
+        overlaps: Names of the sites that share nodes with it (a branch and its layers).
         chosen: Whether selection gave it to a search.
         reason: Why it was chosen or not, and why it kept its operator if it did.
         original: What it computed.
@@ -233,6 +235,7 @@ class SiteResult:
 
     name: str
     kind: str
+    overlaps: tuple[str, ...]
     chosen: bool
     reason: str
     original: OperatorSummary
@@ -334,14 +337,17 @@ class Result:
 
     @property
     def amdahl_bound(self) -> float | None:
-        """Speed-up if the chosen sites cost nothing; None when that follows from nothing measured or has no bound.
+        """Speed-up if the chosen sites cost nothing, of overlapping ones the largest; None when that has no bound.
 
-        Reference: Amdahl's law on kernel latencies: total / (total - chosen).
+        Reference: Amdahl's law on kernel latencies.
         """
-        total = self.profile.kernels.value
-        latencies = [site.original.latency for site in self.sites if site.chosen]
-        rest = total - sum(latency.median_s for latency in latencies if latency.ok)
-        return total / rest if rest > 0 else None
+        counted: list[SiteResult] = []
+        chosen = [site for site in self.sites if site.chosen and site.original.latency.ok]
+        for site in sorted(chosen, key=lambda site: -site.original.latency.median_s):
+            if not any(site.name in other.overlaps or other.name in site.overlaps for other in counted):
+                counted.append(site)
+        bound = amdahl_bound(self.profile.kernels.value, sum(site.original.latency.median_s for site in counted))
+        return bound if math.isfinite(bound) else None
 
     @property
     def verdict(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from gos_adapt.environment import Environment
 from gos_adapt.errors import Rejection
 from gos_adapt.model.model import TensorSpec
+from gos_adapt.operators.equation import equation
 from gos_adapt.operators.text import parse
 from gos_adapt.quantities import Conditions, Count, Measurement
 from gos_adapt.result import (
@@ -63,26 +64,7 @@ v11 = relu(v10)"""
 
 IDENTITY = "v0 = input 64x8x8\nv1 = relu(v0)"
 
-FORMULAS = {
-    CONVOLUTION: Formula(
-        "y = max(0, b_1 + W_1 ⋆_{3×3} x)",
-        r"y = \max\left(0, b_{1} + W_{1} \star_{3×3} x\right)",
-        "<mrow><mi>y</mi><mo>=</mo><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo><msub><mi>b</mi><mn>1</mn></msub><mo>+</mo>"
-        "<msub><mi>W</mi><mn>1</mn></msub><msub><mo>⋆</mo><mtext>3×3</mtext></msub><mi>x</mi><mo>)</mo></mrow>",
-    ),
-    SEPARABLE: Formula(
-        "y = max(0, b_1 + W_2 ⋆_{1×1} (W_1 ⋆_{3×3, g32} x))",
-        r"y = \max\left(0, b_{1} + W_{2} \star_{1×1} \left(W_{1} \star_{3×3, g32} x\right)\right)",
-        "<mrow><mi>y</mi><mo>=</mo><mi>max</mi><mo>(</mo><mn>0</mn><mo>,</mo><msub><mi>b</mi><mn>1</mn></msub><mo>+</mo>"
-        "<msub><mi>W</mi><mn>2</mn></msub><msub><mo>⋆</mo><mtext>1×1</mtext></msub><mo>(</mo>"
-        "<msub><mi>W</mi><mn>1</mn></msub><msub><mo>⋆</mo><mtext>3×3, g32</mtext></msub><mi>x</mi><mo>)</mo><mo>)</mo>"
-        "</mrow>",
-    ),
-    BRANCH: Formula("y = max(0, x + …)", r"y = \max\left(0, x + \ldots\right)", "<mi>y</mi><mo>=</mo><mtext>…</mtext>"),
-    IDENTITY: Formula(
-        "y = max(0, x)", r"y = \max\left(0, x\right)", "<mi>y</mi><mo>=</mo><mi>max</mi><mo>(</mo><mi>x</mi><mo>)</mo>"
-    ),
-}
+TEXTS = (CONVOLUTION, SEPARABLE, BRANCH, IDENTITY)
 
 
 def measured(*samples_ms: float) -> Measurement:
@@ -97,7 +79,9 @@ def operator(text: str, *samples_ms: float) -> OperatorSummary:
     graph = parse(text)
     assert not isinstance(graph, Rejection), graph.reason
     macs, parameters = Count(graph.macs, "mac"), Count(graph.parameters, "parameter")
-    return OperatorSummary(graph.key, text, FORMULAS[text], macs, parameters, measured(*samples_ms))
+    shown = equation(graph)
+    formula = Formula(shown.text, shown.latex, shown.mathml)
+    return OperatorSummary(graph.key, text, formula, macs, parameters, measured(*samples_ms))
 
 
 def candidate(
@@ -142,6 +126,7 @@ def example_result() -> Result:
         SiteResult(
             name=f"/stage2/block{i}/conv1/Relu_output_0",
             kind="conv",
+            overlaps=(),
             chosen=True,
             reason="among the slowest; its likes are treated together",
             original=conv,
@@ -154,6 +139,7 @@ def example_result() -> Result:
         SiteResult(
             name=f"/stage3/block{i}/Relu_1_output_0",
             kind="branch",
+            overlaps=(),
             chosen=i == 2,
             reason="highest latency" if i == 2 else "only 10 % of the latency, and its accuracy share is unknown",
             original=branch,
@@ -285,7 +271,7 @@ def hostile() -> Result:
     site = result.sites[0]
     assert site.replacement
     assert result.accuracy
-    operator = replace(site.replacement, text=evil, formula=Formula(evil, evil, f"<mi>y</mi>{evil}"))
+    operator = replace(site.replacement, text=evil, formula=Formula(evil, evil, f"<math><mi>y</mi>{evil}</math>"))
     return replace(
         result,
         model=replace(result.model, name=evil),

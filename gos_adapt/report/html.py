@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
+MATHML_NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
 MATHML = frozenset(
     {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mstyle", "mtable", "mtr", "mtd", "mfrac", "msqrt", "mroot"}
     | {"msup", "msub", "msubsup", "mover", "munder", "munderover"}
@@ -101,14 +102,19 @@ def unbroken(sentence: str) -> str:
 
 
 def mathml(formula: Formula) -> Markup:
-    """Rebuild a formula's MathML from allowed elements and their text; fall back to its plain text."""
+    """Rebuild a formula's `<math>` from allowed elements and their text; fall back to its plain text."""
     try:
-        root = ET.fromstring(f"<math>{formula.mathml}</math>")
-        if any(element.tag not in MATHML for element in root.iter()):
-            raise ValueError("an element that is not of MathML Core")
+        root = ET.fromstring(formula.mathml)
+        _rebuild(root)
     except (ET.ParseError, ValueError):
         return Markup("<code>{}</code>").format(formula.text)
-    for element in root.iter():
-        element.attrib.clear()
     root.set("display", "block")
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=False))
+
+
+def _rebuild(root: ET.Element) -> None:
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(MATHML_NAMESPACE)
+        element.attrib.clear()
+        if element.tag not in MATHML or (element.tag == "math") != (element is root):
+            raise ValueError(f"not a formula: {element.tag}")

@@ -88,6 +88,13 @@ def test_profile_gap_and_amdahl_bound_by_hand() -> None:
     assert free.amdahl_bound is None
 
 
+def test_overlapping_sites_count_once_in_the_amdahl_bound() -> None:
+    result = example_result()
+    layer, *_, branch = result.sites
+    both = replace(result, sites=(replace(layer, overlaps=(branch.name,)), replace(branch, overlaps=(layer.name,))))
+    assert both.amdahl_bound == pytest.approx(399 / (399 - 61.2))
+
+
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
-from example_result import ALL, FORMULAS, SEPARABLE, example_result, hostile, without_replacements
+from example_result import ALL, SEPARABLE, TEXTS, example_result, hostile, without_replacements
 
 from gos_adapt.errors import RunFolderError
 from gos_adapt.report import facts
@@ -65,14 +65,19 @@ def test_hostile_names_bring_no_element_and_no_handler() -> None:
 
 
 def test_hostile_mathml_falls_back_to_escaped_text() -> None:
-    for evil in ("<script>1</script>", "<mi>x", "<mtext><img src='x'/></mtext>", "&xxe;", '<a href="javascript:1"/>'):
-        shown = mathml(Formula("a < b", "", evil))
-        assert shown == "<code>a &lt; b</code>"
+    inside = ("<script>1</script>", "<mi>x", "<mtext><img src='x'/></mtext>", "&xxe;", '<a href="javascript:1"/>')
+    for evil in (*(f"<math>{content}</math>" for content in inside), "", "<mi>x</mi>", "<math><math/></math>"):
+        assert mathml(Formula("a < b", "", evil)) == "<code>a &lt; b</code>"
 
 
 def test_mathml_keeps_its_elements_and_loses_its_attributes() -> None:
-    assert mathml(Formula("", "", '<mi onclick="alert(1)">x</mi>')) == '<math display="block"><mi>x</mi></math>'
-    assert "<msub><mo>⋆</mo><mtext>3×3, g32</mtext></msub>" in mathml(FORMULAS[SEPARABLE])
+    assert (
+        mathml(Formula("", "", '<math><mi onclick="alert(1)">x</mi></math>'))
+        == '<math display="block"><mi>x</mi></math>'
+    )
+    replacement = example_result().sites[0].replacement
+    assert replacement
+    assert "<msub><mo>⋆</mo><mtext>3×3, g32</mtext></msub>" in mathml(replacement.formula)
 
 
 def test_an_operator_picture_has_a_box_for_each_node_and_an_arrow_for_each_edge() -> None:
@@ -85,7 +90,7 @@ def test_an_operator_picture_has_a_box_for_each_node_and_an_arrow_for_each_edge(
 
 
 def test_boxes_of_an_operator_picture_do_not_overlap() -> None:
-    for text in FORMULAS:
+    for text in TEXTS:
         drawing = facts.drawing(text)
         assert drawing
         numbers = re.findall(
