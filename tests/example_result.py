@@ -286,7 +286,7 @@ def hostile() -> Result:
             *result.search[1:],
         ),
         accuracy=replace(result.accuracy, metric=evil, split=evil),
-        notes=(evil,),
+        notes=(evil + "\ud800",),
     )
 
 

@@ -39,7 +39,8 @@ def write_report(result: Result, path: Path) -> None:
     Raises:
         RunFolderError: `path` cannot be written.
     """
-    write_atomic(path, render(result).encode())
+    # JSON can bring half a surrogate pair, which UTF-8 cannot hold.
+    write_atomic(path, render(result).encode(errors="replace"))
 
 
 def render(result: Result) -> str:
@@ -106,10 +107,9 @@ def mathml(formula: Formula) -> Markup:
     try:
         root = ET.fromstring(formula.mathml)
         _rebuild(root)
-    except (ET.ParseError, ValueError):
+        return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=False))
+    except (ET.ParseError, ValueError, RecursionError):
         return Markup("<code>{}</code>").format(formula.text)
-    root.set("display", "block")
-    return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
 def _rebuild(root: ET.Element) -> None:
@@ -118,3 +118,4 @@ def _rebuild(root: ET.Element) -> None:
         element.attrib.clear()
         if element.tag not in MATHML or (element.tag == "math") != (element is root):
             raise ValueError(f"not a formula: {element.tag}")
+    root.set("display", "block")
