@@ -1,0 +1,79 @@
+"""Every instruction, by being listed, means in TVM what it means in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_instructions import CASES
+
+from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.base import Kind
+from gos_adapt.operators.builder import Builder
+from gos_adapt.operators.evaluate import evaluate
+from tvm_passes.compat import relax, tirx, tvm
+from tvm_passes.lower_instructions import LOWERINGS, emit
+
+
+def test_every_instruction_has_a_relax_form_and_nothing_else_has():
+    assert set(LOWERINGS) == set(INSTRUCTIONS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tvm_and_numpy_agree_for_a_fixed_and_a_symbolic_batch(name):
+    builder = relax.BlockBuilder()
+    expected = {}
+    for i, (shapes, hyper) in enumerate(CASES[name]):
+        arguments = _arguments(name, shapes)
+        for batch in (2, tirx.Var("n", "int64")):
+            function = f"case{i}_{batch}"
+            _add_function(
+                builder, function, name, [relax.TensorType(s, "float32") for s in _shapes(name, shapes, batch)], hyper
+            )
+            expected[function] = (arguments, INSTRUCTIONS[name].numpy(*arguments, **hyper))
+    machine = _compiled(builder.get())
+    for function, (arguments, meaning) in expected.items():
+        actual = machine[function](*map(tvm.runtime.tensor, arguments)).numpy()
+        np.testing.assert_allclose(actual, meaning, rtol=1e-5, atol=1e-5)
+
+
+def test_what_depends_on_weights_alone_is_computed_before_compilation():
+    b = Builder()
+    x = b.input(6)
+    product = b.apply("weight_product", b.weight(6, 2), b.weight(2, 5))
+    b.apply("relu", b.apply("matrix_product", x, product, channels=5))
+    graph = b.graph()
+    weights = [np.full(shape, 0.5, np.float32) for shape in graph.weight_shapes]
+    builder = relax.BlockBuilder()
+    variable = relax.Var("x", relax.TensorType((3, 6), "float32"))
+    with builder.function("main", [variable]):
+        with builder.dataflow():
+            result = builder.emit_output(emit(builder, graph, weights, [variable]))
+        builder.emit_func_output(result)
+    module = builder.get()
+    (block,) = module["main"].body.blocks
+    assert [binding.value.op.name for binding in block.bindings] == ["relax.matmul", "relax.nn.relu"]
+    sample = np.ones((3, 6), np.float32)
+    actual = _compiled(module)["main"](tvm.runtime.tensor(sample)).numpy()
+    np.testing.assert_allclose(actual, evaluate(graph, [sample], weights), rtol=1e-6)
+
+
+def _add_function(builder, function, name, types, hyper):
+    variables = [relax.Var(f"x{k}", type_) for k, type_ in enumerate(types)]
+    with builder.function(function, variables):
+        with builder.dataflow():
+            result = builder.emit_output(LOWERINGS[name](tuple(variables), hyper))
+        builder.emit_func_output(result)
+
+
+def _shapes(name, shapes, batch):
+    kinds = INSTRUCTIONS[name].arguments
+    return [(batch, *shape) if kind is Kind.FEATURE else shape for kind, shape in zip(kinds, shapes, strict=True)]
+
+
+def _arguments(name, shapes):
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 3, shape).astype(np.float32) for shape in _shapes(name, shapes, 2)]
+
+
+def _compiled(module):
+    return relax.VirtualMachine(tvm.compile(module, "llvm"), tvm.cpu())
