@@ -29,7 +29,6 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.wording import quote
 from gos_adapt.operators.equation import equation
 from gos_adapt.operators.evaluate import evaluate
-from gos_adapt.operators.graph import OperatorGraph
 from gos_adapt.operators.text import parse
 from gos_adapt.run_folder import write_atomic
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from gos_adapt.instructions.base import Shape
     from gos_adapt.model.model import Model, Replacements, Site
+    from gos_adapt.operators.graph import OperatorGraph
 
     Array = np.ndarray[Any, Any]
 
@@ -205,7 +205,8 @@ def sample(output: Array) -> Array:
     """Return `MAX_SAMPLES` numbers (or all, if fewer), evenly spaced, of the first element of a batch."""
     first = output[0].reshape(-1)
     places = np.linspace(0, first.size - 1, min(first.size, MAX_SAMPLES)).astype(np.int64)
-    return first[places].astype(np.float32)
+    samples: Array = first[places].astype(np.float32)
+    return samples
 
 
 def _alike(model: Model, sites: Sequence[Site]) -> dict[str, list[str]]:
