@@ -47,18 +47,33 @@ def solve_last_layers(
     """
     values = dict(zip(operator.weights, weights, strict=True))
     problem = _Problem(operator, values, inputs, rng)
-    problem.solve(_Wanted(len(operator.nodes) - 1, target))
+    problem.solve(_Wanted(len(operator.nodes) - 1, target, torch.arange(target.shape[1])))
     return tuple(values[i] for i in operator.weights)
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Node `node` should be `target` minus the channels `[start, start + channels)` of the free bias leaf, if any."""
+    """What a node should compute: `target`, but for a constant per channel that a free bias adds later.
+
+    Attributes:
+        node: Its index.
+        target: ``(n, c, ...)``.
+        channels: ``(c,)``, which channel of the free bias is added to each channel of the target.
+        bias: The free bias leaf, if any.
+    """
 
     node: int
     target: Tensor
+    channels: Tensor
     bias: int | None = None
-    start: int = 0
+
+    def part(self, node: int, index: Tensor) -> _Wanted:
+        """Return the wish for a node that computes some channels of this one, perhaps in another order."""
+        return replace(self, node=node, target=self.target[:, index], channels=self.channels[index])
+
+    def without(self, node: int, computed: Tensor) -> _Wanted:
+        """Return the wish for a node to which `computed` will be added."""
+        return replace(self, node=node, target=self.target - computed)
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,13 @@ class _Problem:
     def solve(self, wanted: _Wanted) -> None:
         """Descend from a node and its target to the layers below it."""
         node = self.operator.nodes[wanted.node]
-        if node.op in _LAYERS and self._is_free(node.args[1]):
+        if node.op in _LAYERS and self.is_free(node.args[1]):
             self._solve_layer(wanted, node)
         elif node.op in _TARGETS:
             for below in _TARGETS[node.op](self, wanted, node):
                 self.solve(below)
         elif wanted.bias is not None:
-            residual = wanted.target - self.value(wanted.node)
-            self._set_bias(wanted, residual.transpose(0, 1).flatten(1).mean(dim=1))
+            self.set_bias(wanted, _channel_means(wanted.target - self.value(wanted.node)))
 
     def value(self, node: int) -> Tensor:
         """What a node computes with the weights as they are."""
@@ -96,27 +110,21 @@ class _Problem:
         """Whether `solve` would find a layer below this node."""
         below = self.operator.nodes[node]
         if below.op in _LAYERS:
-            return self._is_free(below.args[1])
+            return self.is_free(below.args[1])
         return below.op in _TARGETS and any(
             self.leads_to_layer(a) for a in below.args if self.operator.nodes[a].op != WEIGHT
         )
 
-    def fixed_bias(self, wanted: _Wanted) -> _Wanted:
-        """The same wish with the free bias held at its present value."""
-        if wanted.bias is None:
-            return wanted
-        channels = wanted.target.shape[1]
-        bias = self.weights[wanted.bias][wanted.start : wanted.start + channels]
-        return _Wanted(wanted.node, wanted.target - bias.reshape(-1, *(1,) * (wanted.target.ndim - 2)))
-
-    def _is_free(self, leaf: int) -> bool:
+    def is_free(self, leaf: int) -> bool:
+        """Whether a node is a weight leaf that nothing else reads."""
         return self.operator.nodes[leaf].op == WEIGHT and self.consumers[leaf] == 1
 
-    def _set_bias(self, wanted: _Wanted, value: Tensor) -> None:
-        assert wanted.bias is not None
-        bias = self.weights[wanted.bias].clone()
-        bias[wanted.start : wanted.start + len(value)] = value
-        self.weights[wanted.bias] = bias
+    def set_bias(self, wanted: _Wanted, value: Tensor) -> None:
+        """Give the free bias, if there is one, `value` in the channels that `wanted` is about."""
+        if wanted.bias is not None:
+            bias = self.weights[wanted.bias].clone()
+            bias[wanted.channels] = value
+            self.weights[wanted.bias] = bias
 
     def _solve_layer(self, wanted: _Wanted, node: Node) -> None:
         features, weight = self.value(node.args[0]), self.weights[node.args[1]]
@@ -126,8 +134,7 @@ class _Problem:
             wanted = replace(wanted, target=wanted.target[..., None, None])
         solved, bias = _regress(features, wanted.target, weight, layer, wanted.bias is not None, self.rng)
         self.weights[node.args[1]] = solved[..., 0, 0].T.contiguous() if node.op == "matrix_product" else solved
-        if wanted.bias is not None:
-            self._set_bias(wanted, bias)
+        self.set_bias(wanted, bias)
 
 
 @dataclass(frozen=True)
@@ -154,39 +161,36 @@ _LAYERS: dict[str, Callable[[Node], _Layer]] = {
 
 
 def _below_bias(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    if wanted.bias is None and problem._is_free(node.args[1]):
-        return [_Wanted(node.args[0], wanted.target, node.args[1])]
-    own = problem.weights[node.args[1]].reshape(-1, *(1,) * (wanted.target.ndim - 2))
-    return [replace(wanted, node=node.args[0], target=wanted.target - own)]
+    feature, leaf = node.args
+    if wanted.bias is None and problem.is_free(leaf):
+        return [_Wanted(feature, wanted.target, torch.arange(wanted.target.shape[1]), leaf)]
+    return [wanted.without(feature, _along_channels(problem.weights[leaf], wanted.target))]
 
 
 def _below_add(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    one, other = node.args
-    if not problem.leads_to_layer(other):
-        one, other = other, one
-    return [replace(wanted, node=other, target=wanted.target - problem.value(one))]
+    fixed, solved = node.args
+    if not problem.leads_to_layer(solved):
+        fixed, solved = solved, fixed
+    return [wanted.without(solved, problem.value(fixed))]
 
 
 def _below_concat(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    first = problem.operator.types[node.args[0]].shape[0]
-    return [
-        replace(wanted, node=node.args[0], target=wanted.target[:, :first]),
-        replace(wanted, node=node.args[1], target=wanted.target[:, first:], start=wanted.start + first),
-    ]
+    sizes = [problem.operator.types[a].shape[0] for a in node.args]
+    parts = torch.split(torch.arange(sum(sizes)), sizes)
+    return [wanted.part(a, part) for a, part in zip(node.args, parts, strict=True)]
 
 
 def _below_pad(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    before = as_int(dict(node.hyper)["before"])
-    channels = problem.operator.types[node.args[0]].shape[0]
-    kept = wanted.target[:, before : before + channels]
-    return [replace(wanted, node=node.args[0], target=kept, start=wanted.start + before)]
+    sizes = [as_int(dict(node.hyper)["before"]), problem.operator.types[node.args[0]].shape[0]]
+    before, kept, after = torch.tensor_split(torch.arange(wanted.target.shape[1]), (sizes[0], sum(sizes)))
+    zeros = wanted.part(node.args[0], torch.cat((before, after)))
+    problem.set_bias(zeros, _channel_means(zeros.target))
+    return [wanted.part(node.args[0], kept)]
 
 
-def _below_shuffle(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+def _below_shuffle(_problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
     groups = as_int(dict(node.hyper)["groups"])
-    target = problem.fixed_bias(wanted).target
-    split = target.reshape(len(target), -1, groups, *target.shape[2:])
-    return [_Wanted(node.args[0], split.transpose(1, 2).flatten(1, 2))]
+    return [wanted.part(node.args[0], torch.arange(wanted.target.shape[1]).reshape(-1, groups).T.flatten())]
 
 
 def _below_upsample(_problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
@@ -195,8 +199,11 @@ def _below_upsample(_problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wa
 
 
 def _below_reshape(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    target = problem.fixed_bias(wanted).target
-    return [_Wanted(node.args[0], target.reshape(len(target), *problem.operator.types[node.args[0]].shape))]
+    target = wanted.target
+    if wanted.bias is not None:  # channels are something else below: the bias stays as it is
+        target = target - _along_channels(problem.weights[wanted.bias][wanted.channels], target)
+    target = target.reshape(len(target), *problem.operator.types[node.args[0]].shape)
+    return [_Wanted(node.args[0], target, torch.arange(target.shape[1]))]
 
 
 _TARGETS: dict[str, Callable[[_Problem, _Wanted, Node], list[_Wanted]]] = {
@@ -209,6 +216,16 @@ _TARGETS: dict[str, Callable[[_Problem, _Wanted, Node], list[_Wanted]]] = {
     "reshape": _below_reshape,
     "flatten": _below_reshape,
 }
+
+
+def _along_channels(values: Tensor, like: Tensor) -> Tensor:
+    """Shape ``(c,)`` so that it broadcasts against ``(n, c, ...)``."""
+    return values.reshape(-1, *(1,) * (like.ndim - 2))
+
+
+def _channel_means(values: Tensor) -> Tensor:
+    """Return the mean over samples and positions, ``(c,)``."""
+    return values.transpose(0, 1).flatten(1).mean(dim=1)
 
 
 def _regress(

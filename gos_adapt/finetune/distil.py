@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
-from gos_adapt.finetune.capture import Activations, sample_limit
+from gos_adapt.finetune.capture import Activations, plain, sample_limit
 from gos_adapt.finetune.fit import DEFAULT, FitSettings, fit
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
@@ -170,7 +170,7 @@ def fit_in_order(
         for k, site in enumerate(adapted.sites):
             teacher = TorchOperator(site.operator, site.weights)
             limit = sample_limit(site)
-            inputs, teacher_inputs = adapted_tensors[site.input], original_tensors[site.input]
+            inputs, teacher_inputs = plain(adapted_tensors[site.input]), plain(original_tensors[site.input])
             with torch.enable_grad():
                 fitted = fit(
                     operator, initial[k], teacher, Activations(inputs[:limit], teacher_inputs[:limit]), settings

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from gos_adapt.model.model import Array
 
 ACTIVATIONS = frozenset({"relu", "relu6", "leaky_relu", "sigmoid", "hard_sigmoid", "tanh", "hard_swish"})
-ONE_LAYER = 2
-"""Weights of a layer and its bias: without an activation after them, regression is already the optimum."""
+LAYERS = frozenset({"cross_correlation", "matrix_product"})
 BATCH = 64
 EXACT = 1e-9
 """Relative error below which there is nothing left to fit."""
@@ -52,7 +51,7 @@ class FitSettings:
     steps: int = 200
     batch: int = 16
     learning_rate: float = 0.02
-    macs: float = 1e10
+    macs: float = 6e9
     held_out: float = 0.25
 
 
@@ -115,7 +114,7 @@ def fit(
     if initial:
         attempts.append(attempt("closed form", closed_form(attempts[0].weights)))
         best = min(attempts, key=lambda a: a.error)
-        if best.error > EXACT and (len(initial) > ONE_LAYER or stem is not operator):
+        if best.error > EXACT and (stem is not operator or _layers(operator) > 1):
             trained = _train(operator, best.weights, inputs[held_out:], wanted[held_out:], settings, rng)
             attempts.append(attempt("gradient", trained))
             attempts.append(attempt("gradient, closed form", closed_form(trained)))
@@ -141,6 +140,11 @@ def _stems(operator: OperatorGraph, teacher: OperatorGraph) -> tuple[OperatorGra
 def _without_activation(graph: OperatorGraph) -> OperatorGraph:
     last = graph.nodes[-1]
     return OperatorGraph(graph.nodes[: last.args[0] + 1]) if last.op in ACTIVATIONS else graph
+
+
+def _layers(graph: OperatorGraph) -> int:
+    """How many layers; for one without an activation after it, regression is the optimum already."""
+    return sum(node.op in LAYERS for node in graph.nodes)
 
 
 def module(operator: OperatorGraph, weights: Sequence[Tensor]) -> TorchOperator:

@@ -1,0 +1,102 @@
+"""Mutation and crossover: whatever they do, the child is a legal operator of the same input and output shape."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gos_adapt.errors import Rejection
+from gos_adapt.operators.canonical import canonicalise
+from gos_adapt.operators.evaluate import evaluate
+from gos_adapt.operators.graph import OperatorGraph, typed
+from gos_adapt.operators.seeds import seeds
+from gos_adapt.operators.text import parse
+from gos_adapt.search.candidate import inherit
+from gos_adapt.search.crossover import cross
+from gos_adapt.search.mutation import MUTATIONS, mutate
+
+reproducibly = settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+CONVOLUTION = "channels=8, dilation=1x1, groups=1, kernel=3x3, padding=1x1x1x1, stride=1x1"
+ORIGINALS = tuple(
+    canonicalise(parse(text)).graph
+    for text in (
+        f"""v0 = input 8x6x6
+v1 = weight 8x8x3x3
+v2 = cross_correlation(v0, v1, {CONVOLUTION})
+v3 = weight 8
+v4 = channel_bias(v2, v3)
+v5 = relu(v4)""",
+        f"""v0 = input 8x6x6
+v1 = weight 8x8x3x3
+v2 = cross_correlation(v0, v1, {CONVOLUTION})
+v3 = relu(v2)
+v4 = weight 8x8x3x3
+v5 = cross_correlation(v3, v4, {CONVOLUTION})
+v6 = add(v0, v5)
+v7 = relu(v6)""",
+        """v0 = input 12
+v1 = weight 12x5
+v2 = matrix_product(v0, v1, channels=5)
+v3 = weight 5
+v4 = channel_bias(v2, v3)""",
+        """v0 = input 8x6x6
+v1 = max_pool(v0, kernel=2x2, padding=0x0x0x0, stride=2x2)""",
+    )
+)
+numbers = st.integers(0, 2**32 - 1)
+
+
+def assert_legal(child: OperatorGraph, parent: OperatorGraph) -> None:
+    assert typed(child.nodes) == child
+    assert canonicalise(child).graph.text == child.text
+    assert child.output_shape == parent.output_shape
+    assert [child.nodes[i].shape for i in child.inputs] == [parent.nodes[i].shape for i in parent.inputs]
+    shape = child.nodes[child.inputs[0]].shape
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    weights = inherit(child, [])
+    with np.errstate(all="ignore"):
+        assert evaluate(child, [x], weights).shape == (2, *child.output_shape)
+
+
+@reproducibly
+@given(st.sampled_from(ORIGINALS), numbers, st.integers(1, 8))
+def test_a_chain_of_mutations_stays_legal(original, seed, steps):
+    rng = np.random.default_rng(seed)
+    graph = original
+    for _ in range(steps):
+        child = mutate(graph, rng)
+        if isinstance(child, Rejection):
+            assert child.reason
+        else:
+            assert child.operator.text != graph.text
+            graph = child.operator
+    assert_legal(graph, original)
+
+
+@reproducibly
+@given(st.sampled_from(ORIGINALS), numbers)
+def test_crossing_relatives_stays_legal(original, seed):
+    rng = np.random.default_rng(seed)
+    relatives = [relative.graph for relative in seeds(original)]
+    head, tail = (relatives[int(rng.integers(len(relatives)))] for _ in range(2))
+    child = cross(head, tail, rng)
+    if not isinstance(child, Rejection):
+        assert_legal(child.operator, original)
+
+
+@reproducibly
+@given(st.sampled_from(ORIGINALS), numbers)
+def test_breeding_is_determined_by_the_generator(original, seed):
+    one, two = (mutate(original, np.random.default_rng(seed)) for _ in range(2))
+    assert one == two
+
+
+def test_every_mutation_succeeds_on_some_operator():
+    residual = ORIGINALS[1]
+    done = {
+        child.origin.split(":")[0]
+        for seed in range(300)
+        if not isinstance(child := mutate(residual, np.random.default_rng(seed)), Rejection)
+    }
+    assert done == set(MUTATIONS)

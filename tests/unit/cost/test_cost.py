@@ -1,0 +1,66 @@
+"""Counted, predicted and measured cost on cases worked by hand."""
+
+import pytest
+
+from gos_adapt.cost.analytical import Roofline
+from gos_adapt.cost.counted import counted_cost
+from gos_adapt.cost.measured import change_s, clearly_faster, noise_s
+from gos_adapt.operators.graph import OperatorGraph
+from gos_adapt.operators.text import parse
+from gos_adapt.quantities import Conditions, Measurement
+
+
+def convolution(channels, kernel=1):
+    pad = "x".join([str(kernel // 2)] * 4)
+    graph = parse(
+        f"v0 = input 4x10x10\nv1 = weight {channels}x4x{kernel}x{kernel}\n"
+        f"v2 = cross_correlation(v0, v1, channels={channels}, dilation=1x1, groups=1, "
+        f"kernel={kernel}x{kernel}, padding={pad}, stride=1x1)"
+    )
+    assert isinstance(graph, OperatorGraph)
+    return graph
+
+
+def measured(*samples_s):
+    return Measurement(samples_s, Conditions("paper", 1, "2026-01-01T00:00:00+00:00", "made up"))
+
+
+def test_a_pointwise_convolution_is_counted_by_hand():
+    cost = counted_cost(convolution(8))
+    assert (cost.macs.value, cost.parameters.value) == (4 * 8 * 100, 32)
+    assert cost.traffic.value == 4 * (4 * 100 + 32 + 8 * 100)
+
+
+def test_no_better_means_lower_in_no_count():
+    small, large = counted_cost(convolution(4)), counted_cost(convolution(8))
+    assert large.no_better_than(small)
+    assert small.no_better_than(small)
+    assert not small.no_better_than(large)
+
+
+def test_roofline_by_hand():
+    compute_bound = Roofline(macs_per_s=1e3, bytes_per_s=1e12, kernel_overhead_s=1.0)
+    assert compute_bound.predict(convolution(8)).latency_s == pytest.approx(1.0 + 3.2)
+    memory_bound = Roofline(macs_per_s=1e12, bytes_per_s=1e3, kernel_overhead_s=0.0)
+    assert memory_bound.predict(convolution(8)).latency_s == pytest.approx(4.928)
+
+
+def test_a_calibrated_roofline_gives_the_measurement_back():
+    roofline = Roofline().calibrated(convolution(8), 0.25)
+    assert roofline.predict(convolution(8)).latency_s == pytest.approx(0.25)
+    assert roofline.predict(convolution(8, kernel=3)).latency_s > 0.25
+
+
+def test_an_operator_without_kernels_still_costs_a_call():
+    identity = parse("v0 = input 4x10x10\nv1 = identity(v0)")
+    assert isinstance(identity, OperatorGraph)
+    assert Roofline(kernel_overhead_s=2.0).predict(identity).latency_s >= 2.0
+
+
+def test_faster_only_beyond_the_noise():
+    original, noisy = measured(1.0, 1.0, 1.0), measured(0.5, 0.7, 0.9, 1.1, 1.3)
+    assert noise_s(noisy) == pytest.approx(0.2)
+    assert noise_s(measured(1.0)) == 0.0
+    assert change_s(noisy, original) == pytest.approx(-0.1)
+    assert not clearly_faster(noisy, original)
+    assert clearly_faster(measured(0.9, 0.9), original)

@@ -1,0 +1,164 @@
+"""The fit: exact where the operator can be, low in error where the theory says so."""
+
+import numpy as np
+import pytest
+import torch
+from example_models import normal
+
+from gos_adapt.finetune.capture import Activations
+from gos_adapt.finetune.fit import FitSettings, fit, relative_error, run
+from gos_adapt.operators.graph import OperatorGraph
+from gos_adapt.operators.text import parse
+from gos_adapt.operators.torch_form import TorchOperator
+from gos_adapt.search.candidate import inherit
+
+INPUT = "v0 = input 8x7x6\n"
+
+
+def convolution(result, source, weight, *, channels=8, kernel="3x3", padding="1x1x1x1", groups=1, dilation="1x1"):
+    return (
+        f"v{result} = cross_correlation(v{source}, v{weight}, channels={channels}, dilation={dilation}, "
+        f"groups={groups}, kernel={kernel}, padding={padding}, stride=1x1)\n"
+    )
+
+
+def operator(text):
+    graph = parse(text.strip())
+    assert isinstance(graph, OperatorGraph), graph
+    return graph
+
+
+PLAIN = INPUT + "v1 = weight 8x8x3x3\n" + convolution(2, 0, 1)
+BIASED = PLAIN + "v3 = weight 8\nv4 = channel_bias(v2, v3)\n"
+REPRESENTABLE = {
+    "plain": PLAIN,
+    "bias": BIASED,
+    "relu": BIASED + "v5 = relu(v4)",
+    "residual": BIASED + "v5 = add(v0, v4)\nv6 = relu(v5)",
+    "depthwise": INPUT + "v1 = weight 8x1x3x3\n" + convolution(2, 0, 1, groups=8),
+    "grouped and shuffled": INPUT
+    + "v1 = weight 8x4x3x3\n"
+    + convolution(2, 0, 1, groups=2)
+    + "v3 = channel_shuffle(v2, groups=2)\nv4 = weight 8\nv5 = channel_bias(v3, v4)",
+    "dilated": INPUT + "v1 = weight 8x8x3x3\n" + convolution(2, 0, 1, padding="2x2x2x2", dilation="2x2"),
+    "concatenated": INPUT
+    + "v1 = channel_slice(v0, start=0, stop=4)\nv2 = channel_slice(v0, start=4, stop=8)\nv3 = weight 4x4x3x3\n"
+    + convolution(4, 1, 3, channels=4)
+    + "v5 = weight 4x4x1x1\n"
+    + convolution(6, 2, 5, channels=4, kernel="1x1", padding="0x0x0x0")
+    + "v7 = concat(v4, v6)\nv8 = weight 8\nv9 = channel_bias(v7, v8)",
+    "padded": INPUT
+    + "v1 = weight 4x8x3x3\n"
+    + convolution(2, 0, 1, channels=4)
+    + "v3 = pad_channels(v2, after=2, before=2)\nv4 = weight 8\nv5 = channel_bias(v3, v4)",
+    "flattened": INPUT + "v1 = weight 8x8x3x3\n" + convolution(2, 0, 1) + "v3 = reshape(v2, shape=336x)",
+    "linear": "v0 = input 12\nv1 = weight 12x5\nv2 = matrix_product(v0, v1, channels=5)\n"
+    "v3 = weight 5\nv4 = channel_bias(v2, v3)\nv5 = relu(v4)",
+}
+
+
+def weights_of(graph, seed):
+    return tuple(0.3 * normal(*shape, seed=seed + i) for i, shape in enumerate(graph.weight_shapes))
+
+
+def activations_of(graph, n=64, seed=5):
+    inputs = torch.from_numpy(normal(n, *graph.nodes[graph.inputs[0]].shape, seed=seed))
+    return Activations(inputs, inputs)
+
+
+@pytest.mark.parametrize("name", REPRESENTABLE)
+def test_the_same_form_is_recovered_exactly_from_other_weights(name):
+    graph = operator(REPRESENTABLE[name])
+    teacher = TorchOperator(graph, weights_of(graph, 1))
+    found = fit(graph, weights_of(graph, 100), teacher, activations_of(graph))
+    assert found.relative_error < 1e-5
+    assert found.method == "closed form"
+
+
+def test_a_low_rank_operator_is_fitted_by_its_factors():
+    factors = operator(
+        INPUT
+        + "v1 = weight 3x8x1x1\n"
+        + convolution(2, 0, 1, channels=3, kernel="1x1", padding="0x0x0x0")
+        + "v3 = weight 8x3x3x3\n"
+        + convolution(4, 2, 3)
+    )
+    whole = operator(PLAIN)
+    first, second = weights_of(factors, 3)
+    product = np.einsum("rc,orhw->ochw", first[:, :, 0, 0], second)
+    teacher = TorchOperator(whole, (product,))
+    found = fit(factors, weights_of(factors, 50), teacher, activations_of(whole, 128), FitSettings(steps=400))
+    assert found.relative_error < 0.02
+    assert "gradient" in found.method
+
+
+def test_the_best_smaller_operator_is_the_least_squares_one():
+    # white inputs: the pointwise convolution nearest to a 3x3 one keeps its centre, and loses the rest's energy
+    teacher_graph, point = (
+        operator(PLAIN),
+        operator(INPUT + "v1 = weight 8x8x1x1\n" + convolution(2, 0, 1, kernel="1x1", padding="0x0x0x0")),
+    )
+    (kernel,) = weights_of(teacher_graph, 1)
+    found = fit(point, weights_of(point, 7), TorchOperator(teacher_graph, (kernel,)), activations_of(point, 512))
+    assert np.abs(found.weights[0][:, :, 0, 0] - kernel[:, :, 1, 1]).max() < 0.1
+
+
+def test_a_fit_is_never_worse_than_its_start_on_held_out_samples():
+    graph = operator(REPRESENTABLE["relu"])
+    weights = weights_of(graph, 1)
+    found = fit(graph, weights, TorchOperator(graph, weights), activations_of(graph, 3))
+    assert found.relative_error == 0.0
+    assert found.method == "initial"
+
+
+def test_fitting_behind_a_wrong_input_undoes_what_can_be_undone():
+    graph = operator(BIASED)
+    weights = weights_of(graph, 1)
+    true = activations_of(graph).inputs
+    found = fit(graph, weights, TorchOperator(graph, weights), Activations(0.5 * true, true))
+    np.testing.assert_allclose(found.weights[0], 2 * weights[0], atol=1e-2)
+
+
+def test_an_operator_without_weights_is_only_judged():
+    graph = operator(INPUT + "v1 = relu(v0)")
+    found = fit(graph, (), TorchOperator(graph, ()), activations_of(graph))
+    assert (found.weights, found.relative_error, found.method) == ((), 0.0, "initial")
+
+
+def test_fitting_is_deterministic():
+    graph, other = operator(REPRESENTABLE["relu"]), operator(REPRESENTABLE["depthwise"])
+    teacher = TorchOperator(graph, weights_of(graph, 1))
+    one, two = (fit(other, inherit(other, []), teacher, activations_of(graph)) for _ in range(2))
+    assert one.relative_error == two.relative_error
+    np.testing.assert_array_equal(one.weights[0], two.weights[0])
+
+
+def test_one_sample_is_enough_not_to_fail():
+    graph = operator(REPRESENTABLE["relu"])
+    found = fit(graph, weights_of(graph, 9), TorchOperator(graph, weights_of(graph, 1)), activations_of(graph, 1))
+    assert np.isfinite(found.relative_error)
+
+
+def test_strided_pointwise_convolutions_train_without_touching_foreign_memory():
+    # oneDNN issue 6035: in channels last this corrupts the heap, so what is captured must be in plain order
+    graph = operator(
+        "v0 = input 4x8x8\nv1 = weight 8x4x1x1\nv2 = cross_correlation(v0, v1, channels=8, dilation=1x1, groups=1, "
+        "kernel=1x1, padding=0x0x0x0, stride=2x1)\nv3 = relu(v2)"
+    )
+    inputs = torch.from_numpy(normal(64, 4, 8, 8)).contiguous(memory_format=torch.channels_last).contiguous()
+    teacher = TorchOperator(graph, weights_of(graph, 1))
+    assert fit(graph, weights_of(graph, 9), teacher, Activations(inputs, inputs)).relative_error < 1e-5
+
+
+def test_relative_error_by_hand():
+    wanted = torch.tensor([[1.0], [3.0]])
+    assert relative_error(wanted, wanted) == 0.0
+    assert relative_error(torch.tensor([[2.0], [2.0]]), wanted) == pytest.approx(1.0)
+    assert relative_error(torch.tensor([[1.0], [2.0]]), wanted) == pytest.approx(0.5)
+
+
+def test_running_in_batches_is_running():
+    graph = operator(REPRESENTABLE["relu"])
+    module = TorchOperator(graph, weights_of(graph, 1))
+    inputs = activations_of(graph, 150).inputs
+    assert torch.allclose(run(module, inputs), module(inputs))

@@ -1,0 +1,179 @@
+"""The search: deterministic, resumable, honest about what it stopped and why."""
+
+import numpy as np
+import pytest
+from example_models import normal
+from example_search import CONDITIONS, QUICK, context_for, counted_latencies, residual_model, sites_named
+
+from gos_adapt.finetune.equivalence import TOLERANCE, EquivalenceJudge
+from gos_adapt.quantities import Measurement
+from gos_adapt.run_folder import RunFolder
+from gos_adapt.search.cascade import ACCURACY, LEVEL_NAMES, Settings, objectives
+from gos_adapt.search.search import choose, search
+
+SETTINGS = Settings(generations=3, population=12, offspring=8, epsilon=0.22, judgements=3)
+
+
+class CutError(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Recorder:
+    """Passes calls on and notes the operators they were for; ends the run after `limit` of them."""
+
+    def __init__(self, call, limit=None):
+        self.call, self.limit, self.seen = call, limit, []
+
+    def judge(self, operator, weights):
+        self._note(operator)
+        return self.call(operator, weights)
+
+    def measure(self, batch):
+        for operator, _ in batch[1:]:
+            self._note(operator)
+        return self.call(batch)
+
+    def _note(self, operator):
+        if self.limit is not None and len(self.seen) >= self.limit:
+            raise CutError
+        self.seen.append(operator.key)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return residual_model()
+
+
+def open_folder(path):
+    return RunFolder.open(path, {"test": "search"})
+
+
+def run(model, path, *, judge_limit=None, measure=counted_latencies, settings=SETTINGS, names=("r1",)):
+    """Search in a folder; return the front and what was judged."""
+    with open_folder(path) as folder:
+        context = context_for(model, sites_named(model, *names), folder, measure=measure)
+        recorder = Recorder(context.judge, judge_limit)
+        context = context_for(model, context.sites, folder, judge=recorder.judge, measure=measure)
+        try:
+            return search(context, settings, seed=3), recorder.seen
+        except CutError:
+            return None, recorder.seen
+
+
+def summary(front):
+    return [(o.candidate.operator.key, o.level, o.reason, o.fit_error) for o in front.outcomes]
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    return run(model, tmp_path_factory.mktemp("whole"))
+
+
+def test_same_seed_gives_the_same_evaluations_and_the_same_choice(model, whole, tmp_path):
+    front, judged = run(model, tmp_path)
+    assert (summary(front), judged) == (summary(whole[0]), whole[1])
+    assert choose(front).candidate.operator.key == choose(whole[0]).candidate.operator.key
+
+
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_a_cut_search_resumes_without_repeating_a_judgement_and_ends_the_same(model, whole, tmp_path, finished):
+    cut, before = run(model, tmp_path, judge_limit=finished)
+    assert cut is None
+    front, after = run(model, tmp_path)
+    assert before + after == whole[1]
+    assert summary(front) == summary(whole[0])
+    chosen, expected = choose(front), choose(whole[0])
+    for ours, theirs in zip(chosen.judgement.weights[0], expected.judgement.weights[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_finished_search_is_replayed_without_measuring_or_judging(model, tmp_path):
+    run(model, tmp_path)
+    recorder = Recorder(counted_latencies)
+    _, judged = run(model, tmp_path, measure=recorder.measure)
+    assert (judged, recorder.seen) == ([], [])
+
+
+def test_every_candidate_is_counted_once(whole):
+    front, _ = whole
+    assert sum(front.stopped[name] for name in LEVEL_NAMES[2:]) == sum(o.reason is not None for o in front.outcomes)
+    for outcome in front.outcomes:
+        assert (outcome.reason is not None) + outcome.feasible + outcome.waiting == 1
+    assert len({o.candidate.operator.text for o in front.outcomes}) == len(front.outcomes)
+
+
+def test_the_front_is_feasible_non_dominated_and_without_the_original(whole, model):
+    best = whole[0].best
+    original = sites_named(model, "r1")[0].operator
+    assert best
+    for outcome in best:
+        assert outcome.judgement.drop < SETTINGS.epsilon
+        assert outcome.candidate.operator.key != original.key
+        others = [objectives(other) for other in best if other is not outcome]
+        assert not any(all(a <= b for a, b in zip(other, objectives(outcome), strict=True)) for other in others)
+
+
+def test_what_loses_too_much_is_infeasible_whatever_it_gains(model, tmp_path):
+    front, judged = run(model, tmp_path, settings=Settings(generations=2, population=8, offspring=4, epsilon=-1.0))
+    assert judged
+    assert front.best == ()
+    assert choose(front) is None
+    assert front.stopped[ACCURACY] == len(judged)
+
+
+def test_alike_sites_get_the_same_operator_with_their_own_weights(model, tmp_path):
+    front, _ = run(
+        model, tmp_path, names=("r1", "r2"), settings=Settings(generations=1, population=8, offspring=8, epsilon=0.9)
+    )
+    outcome = choose(front)
+    assert len(outcome.judgement.weights) == 2
+    assert outcome.sites == 2
+    one, two = outcome.judgement.weights
+    assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    change_s = outcome.latency.median_s - outcome.original_latency.median_s
+    assert objectives(outcome)[0] == pytest.approx(2 * change_s)
+
+
+def test_a_candidate_that_cannot_be_measured_is_stopped_with_the_reason(model, tmp_path):
+    def broken(batch):
+        original, *rest = counted_latencies(batch)
+        return [original, *(Measurement((), CONDITIONS, "does not compile") for _ in rest)]
+
+    front, judged = run(model, tmp_path, measure=broken)
+    assert judged == []
+    assert {o.reason for o in front.outcomes if o.level == "measured latency"} == {"not measured: does not compile"}
+
+
+def test_no_evaluation_starts_when_the_time_is_over(model, tmp_path):
+    with open_folder(tmp_path) as folder:
+        context = context_for(model, sites_named(model, "r1"), folder, time_left=lambda: 0.0)
+        front = search(context, SETTINGS, seed=0)
+        assert len(folder.journal) == 0
+    assert front.best == ()
+    assert {o.reason for o in front.outcomes if o.level == "fit"} == {"out of time"}
+
+
+def test_a_gain_within_the_noise_is_not_chosen(model, tmp_path):
+    def noisy(batch):
+        clean = counted_latencies(batch)
+        return [Measurement(tuple(m.median_s * f for f in (0.2, 0.6, 1.0, 2.0, 4.0)), CONDITIONS) for m in clean]
+
+    front, _ = run(
+        model, tmp_path, measure=noisy, settings=Settings(generations=1, population=8, offspring=8, epsilon=0.9)
+    )
+    assert front.best
+    assert choose(front) is None
+
+
+def test_without_a_task_only_the_same_function_is_feasible(model, tmp_path):
+    sites = sites_named(model, "r1")
+    judge = EquivalenceJudge(model, sites, normal(16, 3, 8, 8), np.random.default_rng(0), QUICK)
+    own = judge(sites[0].operator, (sites[0].weights,))
+    assert own.drop == 0
+    with open_folder(tmp_path) as folder:
+        context = context_for(model, sites, folder, judge=judge)
+        front = search(context, Settings(generations=1, epsilon=TOLERANCE), seed=0)
+    judged = [o for o in front.outcomes if o.judgement is not None and not o.is_original]
+    assert judged
+    assert all(o.feasible == (o.judgement.drop < TOLERANCE) for o in judged)
+    assert any(not o.feasible for o in judged)
