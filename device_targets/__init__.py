@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from device_targets.device import Device
 from device_targets.host import host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["DEVICES", "Device", "host"]
 

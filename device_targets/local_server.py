@@ -1,8 +1,8 @@
 """The RPC server process behind the device `host`: TVM's own server, on loopback, alive only as long as its parent.
 
 Run as ``python -m device_targets.local_server``; the session key comes on standard input, never on a command line that
-others can read, and the port goes to standard output. Each session is served by a forked child, so a kernel that crashes
-takes only its session with it.
+others can read, and the port goes to standard output. Each session is served by a forked child, so a kernel that
+crashes takes only its session with it.
 """
 
 from __future__ import annotations

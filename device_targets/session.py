@@ -1,10 +1,11 @@
 """Talk to a device through TVM's RPC: upload a library, run it, time it.
 
-The host is reached the same way as a board: a server process of its own, so that what is measured shares nothing with the
-process that searches. A crash of the code under test costs the session's child, not this process: the session reconnects
-and the failure becomes a `Measurement` with its reason.
+The host is reached the same way as a board: a server process of its own, so that what is measured shares nothing with
+the process that searches. A crash of the code under test costs the session's child, not this process: the session
+reconnects and the failure becomes a `Measurement` with its reason.
 
-References: notes in docs/adr/0002; TVM's `time_evaluator` runs a function once to warm up, then `repeat` times `number` runs.
+References: notes in docs/adr/0002; TVM's `time_evaluator` runs a function once to warm up, then `repeat` times `number`
+runs.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
 from tvm import relax, rpc
 
-from device_targets.device import Device
 from gos_adapt.errors import DeviceError, DeviceUnreachableError
 from gos_adapt.quantities import Conditions, Measurement
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from device_targets.device import Device
 
 Array = np.ndarray[Any, Any]
 Evaluator = Callable[[int, int], Sequence[float]]
@@ -63,6 +67,7 @@ class Session:
         self._remote: Any = None
         self._key = secrets.token_hex(16)
         self._port = 0
+        self._uploads = 0
 
     def __enter__(self) -> Session:
         self._folder = tempfile.TemporaryDirectory(prefix="adapt-")
@@ -98,8 +103,10 @@ class Session:
         """
         self.ensure_alive()
         try:
-            self._remote.upload(str(library))
-            return Library(self, self._remote.load_module(library.name))
+            self._uploads += 1
+            name = f"{self._uploads}-{library.name}"  # overwriting a library that is mapped would crash the device
+            self._remote.upload(str(library), name)
+            return Library(self, self._remote.load_module(name))
         except Exception as failure:
             if not self.alive():
                 raise self._unreachable("while it loaded a library") from failure
@@ -111,7 +118,9 @@ class Session:
 
     def conditions(self) -> Conditions:
         """What measurements taken now are taken under."""
-        return Conditions(self.device.name, self.device.threads, datetime.now(UTC).isoformat(timespec="seconds"), _METHOD)
+        return Conditions(
+            self.device.name, self.device.threads, datetime.now(UTC).isoformat(timespec="seconds"), _METHOD
+        )
 
     def alive(self) -> bool:
         """Whether the device answers."""
@@ -219,9 +228,7 @@ class Library:
         arguments = [self.session.tensor(rng.random(shape).astype(dtype)) for shape, dtype in parameters]
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
-            evaluator = self._module.time_evaluator(
-                kernel, self.session._remote.cpu(), number=number, repeat=repeat
-            )
+            evaluator = self._module.time_evaluator(kernel, self.session._remote.cpu(), number=number, repeat=repeat)
             return list(evaluator(*arguments).results)
 
         return evaluate

@@ -5,7 +5,7 @@ files hold it: `adaptation.json` (where each site is, old and new operator as te
 `adaptation.safetensors` (arrays).
 
 A compiler's importer forgets tensor names and may rewrite what it imports. So an entry says twice where its site is: by
-the `Anchor` (digests of its weights), and by a *response*: what the original operator answers to one fixed stimulus.
+the `Anchor` (digests of its weights), and by a *response*: what the original operator answers to fixed stimuli.
 Whatever holds these weights and answers the same is the site, however it is written.
 """
 
@@ -46,8 +46,10 @@ JSON_FILE, ARRAYS_FILE = "adaptation.json", "adaptation.safetensors"
 MAX_JSON_BYTES = 2**24
 MAX_ARRAYS_BYTES = 2**31
 """The most a whole ONNX file can hold."""
-MAX_SAMPLES = 256
-"""Numbers of a response that are kept."""
+AMPLITUDES = (1.0, 16.0, 256.0)
+"""Of the stimuli: small ones show every bias, large ones every bound."""
+MAX_SAMPLES = 1024
+"""Numbers kept of the answer to each stimulus."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Entry:
         occurrence: Its place, in the order of the original, among the sites that compute the very same function.
         occurrences: How many those are.
         original: The operator that was there; its weights are in the original model.
-        response: `sample` of what that answers to `stimulus`.
+        response: `sample` of what that answers to `stimuli`.
         operator: The operator that is there now.
         weights: In the operator's weight order, float32.
         lineage: How it came to be, oldest first.
@@ -130,7 +132,7 @@ class Adaptation:
                     occurrence=alike[site.name].index(site.name),
                     occurrences=len(alike[site.name]),
                     original=site.operator,
-                    response=sample(evaluate(site.operator, [stimulus(site.input_shape)], site.weights)),
+                    response=sample(evaluate(site.operator, [stimuli(site.input_shape)], site.weights)),
                     operator=replacement.operator,
                     weights=tuple(np.ascontiguousarray(weight, np.float32) for weight in replacement.weights),
                     lineage=replacement.lineage,
@@ -195,18 +197,22 @@ def load_adaptation(path: Path | str) -> Adaptation:
         raise RunFolderError(f"{path} is damaged ({quote(str(error), 200)}); adapt the model again") from None
 
 
-def stimulus(shape: Shape) -> Array:
-    """Return the fixed input that sites are known by: ``(1, *shape)`` in [-4, 4], no two places alike."""
-    wave: Array = 4 * np.sin(np.arange(1, 1 + math.prod(shape)))
-    return wave.reshape(1, *shape).astype(np.float32)
+def stimuli(shape: Shape) -> Array:
+    """Return the fixed inputs that sites are known by, ``(len(AMPLITUDES), *shape)``: no two places of one are
+    alike.""" wave = np.sin(np.arange(1, 1 + math.prod(shape))).reshape(shape) return np.stack([amplitude * wave for
+    amplitude in AMPLITUDES]).astype(np.float32)
 
 
-def sample(output: Array) -> Array:
-    """Return `MAX_SAMPLES` numbers (or all, if fewer), evenly spaced, of the first element of a batch."""
-    first = output[0].reshape(-1)
-    places = np.linspace(0, first.size - 1, min(first.size, MAX_SAMPLES)).astype(np.int64)
-    samples: Array = first[places].astype(np.float32)
-    return samples
+def sample(answers: Array) -> Array:
+    """Return evenly spaced numbers of each answer: ``(n, c, ...)`` to ``(n, sample_size((c, ...)))``."""
+    flat = answers.reshape(len(answers), -1)
+    samples: Array = flat[:, np.linspace(0, flat.shape[1] - 1, sample_size(answers.shape[1:])).astype(np.int64)]
+    return np.ascontiguousarray(samples, np.float32)
+
+
+def sample_size(shape: Shape) -> int:
+    """Return how many numbers `sample` takes of an answer of this shape."""
+    return min(math.prod(shape), MAX_SAMPLES)
 
 
 def _alike(model: Model, sites: Sequence[Site]) -> dict[str, list[str]]:
@@ -273,7 +279,7 @@ class _Record:
             occurrence=self.occurrence,
             occurrences=self.occurrences,
             original=original,
-            response=_array(arrays, f"{i}.response", (min(math.prod(original.output_shape), MAX_SAMPLES),)),
+            response=_array(arrays, f"{i}.response", (len(AMPLITUDES), sample_size(original.output_shape))),
             operator=operator,
             weights=tuple(_array(arrays, f"{i}.{k}", shape) for k, shape in enumerate(operator.weight_shapes)),
             lineage=self.lineage,

@@ -1,17 +1,19 @@
 """Keep feature maps in blocked layout, (n, c/b, h, w, b), from one end of the graph to the other.
 
-A layout is only a rewriting of a buffer's indices, so no operator needs to know of it and nothing is ever converted: each
-kernel that reads or writes a blocked tensor has that parameter re-indexed, whatever the kernel does. The model's own
-inputs and outputs keep their order.
+A layout is only a rewriting of a buffer's indices, so no operator needs to know of it and nothing is ever converted:
+each kernel that reads or writes a blocked tensor has that parameter re-indexed, whatever the kernel does. The model's
+own inputs and outputs keep their order.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_passes.compat import IRModule, PassContext, Schedule, is_reduction, module_pass, relax, shape_of
 from tvm_passes.kernel_calls import KernelCall, NewCall, kernel_calls, relax_functions, rewrite_kernel_calls
-from tvm_passes.schedules.cpu import Cpu
+
+if TYPE_CHECKING:
+    from tvm_passes.schedules.cpu import Cpu
 
 
 @module_pass(opt_level=0, name="BlockLayouts")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
-
-from device_targets import Device
 from gos_adapt.errors import ModelImportError
 from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, relax, tvm
 from tvm_passes.frontend import import_onnx
 from tvm_passes.pipeline import Kernel, Lowered, Parameter, lower
 from tvm_passes.schedules import Cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+    from device_targets import Device
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path) 
 def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
     """Compile the kernels of a canonical model, and nothing that calls them, so that each can be timed by its name.
 
-    (TVM's `time_evaluator` finds only the functions that a library exports itself; in a whole model's library the kernels
-    belong to an import of it.)
+    (TVM's `time_evaluator` finds only the functions that a library exports itself; in a whole model's library the
+    kernels belong to an import of it.)
 
     Raises:
         ModelImportError: TVM cannot import or compile it.

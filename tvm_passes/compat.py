@@ -12,6 +12,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.ir import GlobalVar
 from tvm.ir.expr import GenericConst as Constant
+from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm.relax.expr_functor import mutator
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.s_tir import Schedule
@@ -19,7 +20,6 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.target import Target
 from tvm.tirx import PrimFunc
-from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm_ffi import structural_equal, structural_hash, structural_walk
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 A *region* is everything between two values: nothing in it is read outside but its last value (its *exit*), and it reads
 nothing from outside but its *entry* and constants. A site's region is one that holds the site's weights and no others,
-maps the same shapes, and answers the site's stimulus with the site's response. Structure alone leaves open where a
+maps the same shapes, and answers the stimuli with the site's response. Structure alone leaves open where a
 region ends (is the addition that follows a convolution its bias?), so the few regions that structure allows are
 compiled for this machine and asked.
 """
@@ -10,24 +10,27 @@ compiled for this machine and asked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gos_adapt.adaptation import Entry, sample, stimulus
+from gos_adapt.adaptation import Entry, sample, stimuli
 from gos_adapt.errors import ModelImportError, Rejection
-from gos_adapt.instructions.base import Shape
 from gos_adapt.model.anchors import weight_digest
 from gos_adapt.model.wording import quote
 from tvm_passes.compat import Constant, IRModule, PrimFunc, relax, tvm
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from gos_adapt.instructions.base import Shape
+
 Array = np.ndarray[Any, Any]
 
 TOLERANCE = 1e-4
-"""How far a region may be from the response, relative to its largest number."""
+"""How far the answer to each stimulus may be from the response, relative to the largest number in that."""
 
 
 @dataclass(frozen=True)
@@ -198,15 +201,15 @@ def _parts(expression: Any, kind: type) -> list[Any]:
 
 def _computing(module: IRModule, dataflow: Dataflow, regions: Sequence[Region], site: Entry) -> list[Region]:
     """Of regions with one entry, the one that answers like the site: none or one."""
-    answers = _answers(module, dataflow, regions, site.input_shape)
-    deviations = [float(np.abs(answer - site.response).max()) for answer in answers]
+    scales = np.maximum(np.abs(site.response).max(axis=1), np.finfo(np.float32).tiny)
+    answers = _answers(module, dataflow, regions, stimuli(site.input_shape))
+    deviations = [(np.abs(answer - site.response).max(axis=1) / scales).max() for answer in answers]
     best = int(np.argmin(deviations))
-    scale = max(float(np.abs(site.response).max()), 1e-6)
-    return [regions[best]] if deviations[best] <= TOLERANCE * scale else []
+    return [regions[best]] if deviations[best] <= TOLERANCE else []
 
 
-def _answers(module: IRModule, dataflow: Dataflow, regions: Sequence[Region], input_shape: Shape) -> list[Array]:
-    """What each of the regions, all of one entry, answers to the stimulus."""
+def _answers(module: IRModule, dataflow: Dataflow, regions: Sequence[Region], inputs: Array) -> list[Array]:
+    """Samples of what each of the regions, all of one entry, answers to each of the inputs, one after another."""
     entry = regions[0].entry
     wanted = frozenset[int]().union(*(region.bindings for region in regions))
     constant = {i for i, reads in enumerate(dataflow.features) if not reads}
@@ -226,5 +229,5 @@ def _answers(module: IRModule, dataflow: Dataflow, regions: Sequence[Region], in
     machine = relax.VirtualMachine(tvm.compile(asked, "llvm"), tvm.cpu())
     batch = entry.ty.shape[0]
     size = int(batch) if isinstance(batch, tvm.tirx.IntImm) else 1
-    answers = machine["main"](tvm.runtime.tensor(np.repeat(stimulus(input_shape), size, axis=0)))
-    return [sample(answer.numpy()) for answer in answers]
+    answers = [machine["main"](tvm.runtime.tensor(np.stack([stimulus] * size))) for stimulus in inputs]
+    return [sample(np.stack([answer[k].numpy()[0] for answer in answers])) for k in range(len(regions))]

@@ -1,17 +1,19 @@
 """Fold in numpy what an importer makes of constants: views of them, and the bounds of clips.
 
-TVM's `FoldConstant` compiles and runs a kernel for each of these, at 25-40 ms apiece. A canonical model holds nothing else
-to fold, so little is left for it.
+TVM's `FoldConstant` compiles and runs a kernel for each of these, at 25-40 ms apiece. A canonical model holds nothing
+else to fold, so little is left for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvm_passes.compat import Constant, IRModule, PassContext, module_pass, mutator, relax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Array = np.ndarray[Any, Any]
 

@@ -15,8 +15,8 @@ from tvm_passes.compat import IRModule, from_onnx, mutator, relax
 def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
     """Import a canonical ONNX graph for one batch size; each variable is named after the ONNX tensor it computes.
 
-    TVM's importer drops the names of intermediate tensors, and with them every trace from a kernel back to the model. So
-    the graph is imported with all tensors as outputs, which gives the variable of each, and then cut back.
+    TVM's importer drops the names of intermediate tensors, and with them every trace from a kernel back to the model.
+    So the graph is imported with all tensors as outputs, which gives the variable of each, and then cut back.
 
     Args:
         proto: Canonical graph (`gos_adapt.model.Model.proto`).

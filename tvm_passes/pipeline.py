@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_passes.block_layouts import BlockLayouts
 from tvm_passes.compat import IRModule, Sequential, relax
 from tvm_passes.fold_constants import FoldConstants
 from tvm_passes.kernel_calls import kernel_calls, relax_functions
 from tvm_passes.schedule_kernels import ScheduleKernels
-from tvm_passes.schedules import Cpu
 from tvm_passes.tag_tensors import TagTensors, take_tags
 
+if TYPE_CHECKING:
+    from tvm_passes.schedules import Cpu
 
 Parameter = tuple[tuple[int, ...], str]
 """Shape and dtype."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gos_adapt.adaptation import Adaptation, Entry
 from gos_adapt.errors import ModelImportError
 from gos_adapt.model.wording import quote
 from tvm_passes.compat import IRModule, PassContext, module_pass, mutator, relax
@@ -12,14 +11,17 @@ from tvm_passes.find_regions import Dataflow, Region, find_region, overlapping
 from tvm_passes.kernel_calls import relax_functions
 from tvm_passes.lower_instructions import emit
 
+if TYPE_CHECKING:
+    from gos_adapt.adaptation import Adaptation, Entry
+
 
 @module_pass(opt_level=0, name="ReplaceOperators")
 class ReplaceOperators:
     """Replace every site of an adaptation in function ``main`` by its new operator; the rest stays as it is.
 
     The module is what TVM's `from_onnx` makes of the *original* model, its weights bound: import with
-    ``keep_params_in_input=False`` (the default), or apply `relax.transform.BindParams` first. Any batch, also a symbolic
-    one. Passes that keep one call per operator may run before (FoldConstant, CanonicalizeBindings,
+    ``keep_params_in_input=False`` (the default), or apply `relax.transform.BindParams` first. Any batch, also a
+    symbolic one. Passes that keep one call per operator may run before (FoldConstant, CanonicalizeBindings,
     DecomposeOpsForInference); those that fuse, lay out or legalise must run after.
 
     Raises:

@@ -1,7 +1,8 @@
 """Carry the name of the ONNX tensor through fusion, so that every fused kernel knows which part of the model it is.
 
-Fusion renames and shares freely, but keeps the annotations of blocks. `TagTensors` gives every kernel call its own copy of
-the kernel with the tensor's name on its blocks; after fusion `take_tags` reads the names and gives the copies up again.
+Fusion renames and shares freely, but keeps the annotations of blocks. `TagTensors` gives every kernel call its own copy
+of the kernel with the tensor's name on its blocks; after fusion `take_tags` reads the names and gives the copies up
+again.
 """
 
 from __future__ import annotations

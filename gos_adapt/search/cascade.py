@@ -154,13 +154,23 @@ def _predicted(outcomes: Sequence[Outcome], context: Context, settings: Settings
 
 
 def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
-    return [_fit(outcome, context, settings) for outcome in outcomes]
+    """Fit the ones of lowest predicted latency first, and leave half of the time for what follows."""
+    reserve_s = context.time_left() / 2
+    fitted = list(outcomes)
+    for i in sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i])):
+        fitted[i] = _fit(fitted[i], context, settings, reserve_s)
+    return fitted
 
 
-def _fit(outcome: Outcome, context: Context, settings: Settings) -> Outcome:
+def _predicted_s(outcome: Outcome) -> float:
+    assert outcome.prediction is not None, "predicted before fitting"
+    return outcome.prediction.latency_s
+
+
+def _fit(outcome: Outcome, context: Context, settings: Settings, reserve_s: float) -> Outcome:
     candidate = outcome.candidate
     key = context.key("fit", candidate.operator)
-    if key not in context.folder.journal and context.time_left() <= 0:
+    if key not in context.folder.journal and context.time_left() <= reserve_s:
         return outcome.stopped("out of time")
     error = context.remembered(key, lambda: _finite(context.fit_error(candidate.operator, candidate.weights[0])))
     if error is None or error > settings.max_fit_error:

@@ -51,7 +51,12 @@ class Front:
 
 
 def search(
-    context: Context, settings: Settings, seed: int, progress: Callable[[int, Front], None] | None = None
+    context: Context,
+    settings: Settings,
+    seed: int,
+    progress: Callable[[int, Front], None] | None = None,
+    *,
+    replay: int | None = None,
 ) -> Front:
     """Search operators for `context.sites`.
 
@@ -60,12 +65,14 @@ def search(
         settings: The numbers.
         seed: Of breeding.
         progress: Called after each generation with its number and the front so far.
+        replay: Generations that an earlier process completed before its time was over: so many are repeated, whatever
+            the time is now; what the journal does not hold was not evaluated then either.
     """
     tally = Tally()
     algorithm = nsga2(seed_candidates(context.sites), settings, seed, tally)
     outcomes: list[Outcome] = []
     waiting: dict[int, Any] = {}  # position among the outcomes -> pymoo's individual
-    for generation in range(settings.generations):
+    for generation in range(settings.generations if replay is None else replay):
         offspring = algorithm.ask()
         bred = [] if offspring is None else list(offspring)
         cascaded = run_cascade([individual.X[0] for individual in bred], context, settings, tally)
@@ -83,7 +90,7 @@ def search(
             algorithm.tell(infills=offspring)
         if progress is not None:
             progress(generation, _front(outcomes, tally))
-        if context.time_left() <= 0 or (not bred and all(_dominated(outcomes[i], outcomes) for i in waiting)):
+        if (replay is None and context.time_left() <= 0) or (not bred and all(_dominated(outcomes[i], outcomes) for i in waiting)):
             break
     return _front(outcomes, tally)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
-from tvm_passes.compat import PrimFunc
 from tvm_passes.schedules.cpu import Cpu
 from tvm_passes.schedules.elementwise import schedule_elementwise
 from tvm_passes.schedules.kernel import Fused, Packing, Scheduled
 from tvm_passes.schedules.rows import schedule_rows
 from tvm_passes.schedules.tiled_reduction import schedule_tiled_reduction
+
+if TYPE_CHECKING:
+    from tvm_passes.compat import PrimFunc
 
 __all__ = ["RULES", "Cpu", "Packing", "Scheduled", "schedule_kernel"]
 

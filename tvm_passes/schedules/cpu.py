@@ -13,7 +13,8 @@ class Cpu:
         lanes: float32 lanes of one vector register (AVX2: 8, AVX-512: 16, NEON: 4).
         registers: Vector registers a kernel may keep accumulators and operands in.
         threads: Threads that run one kernel.
-        serial_below: Multiply-accumulates (or moved elements) below which handing work to another thread costs more than
+        serial_below: Multiply-accumulates (or moved elements) below which handing work to another thread costs more
+        than
             it saves.
     """
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
-from tvm_passes.schedules.cpu import Cpu
 from tvm_passes.schedules.kernel import Fused, Scheduled
+
+if TYPE_CHECKING:
+    from tvm_passes.schedules.cpu import Cpu
 
 
 def schedule_elementwise(kernel: Fused, cpu: Cpu, _packable: frozenset[int] = frozenset()) -> Scheduled | Rejection:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, is_reduction, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ENTRY = "main"
 

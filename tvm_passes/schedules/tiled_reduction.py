@@ -1,9 +1,10 @@
 """Convolution, depthwise convolution, matrix product, pooling and means: one register-tiled loop nest for all.
 
 They are the same computation: every output is a reduction over some axes, neighbouring outputs share operands, and what
-precedes (zero padding) or follows (bias, residual, activation) is element-wise. The tile of outputs kept in registers is
-`vectors` x `columns` vectors; the reduction runs outside it, so each loaded weight vector meets `columns` inputs and each
-broadcast input meets `vectors` weights. Whatever follows is computed when the tile is stored, padding when a task starts.
+precedes (zero padding) or follows (bias, residual, activation) is element-wise. The tile of outputs kept in registers
+is `vectors` x `columns` vectors; the reduction runs outside it, so each loaded weight vector meets `columns` inputs and
+each broadcast input meets `vectors` weights. Whatever follows is computed when the tile is stored, padding when a task
+starts.
 
     for task (parallel)                  tasks of rows, or of channels
         pad the task's input

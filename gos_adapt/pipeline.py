@@ -1,0 +1,379 @@
+"""The whole way, as a list: load, profile, select, search, splice, compile, verify, time, report.
+
+Each function here is one use of the product; each stage leaves its artefact in the run folder before the next begins.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from device_targets import DEVICES
+from device_targets.session import Session
+from gos_adapt import baselines, benchmark
+from gos_adapt.adaptation import Adaptation
+from gos_adapt.environment import read_environment
+from gos_adapt.errors import ConfigError, Rejection, RunFolderError
+from gos_adapt.model.load import load_model, load_module
+from gos_adapt.model.sites import find_sites
+from gos_adapt.progress import Progress, Silent
+from gos_adapt.quantities import Conditions, Measurement
+from gos_adapt.replacing import Adapted, Loop, Request
+from gos_adapt.report.html import write_report
+from gos_adapt.result import (
+    Accuracy,
+    DeviceSummary,
+    Latencies,
+    Measured,
+    ModelSummary,
+    Options,
+    Result,
+)
+from gos_adapt.run_folder import RunFolder, replace_atomic, write_atomic
+from gos_adapt.summary import count_macs, count_parameters, summarise_profile, summarise_searches, summarise_sites
+from gos_adapt.task import Task, evaluate_onnx, load_task
+from gos_adapt.verify import INPUTS, verify_interface, verify_numerics
+from gos_adapt.workbench import Workbench, random_inputs
+from tvm_passes.build import build_model, target_of
+from tvm_passes.compiled import Interface, load_compiled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from device_targets import Device
+    from gos_adapt.config import AdaptConfig
+    from gos_adapt.model.model import Array, Model
+    from gos_adapt.profiling.profile import Profile
+    from tvm_passes.build import Built
+
+__all__ = ["adapt", "bench", "compile_to", "load_compiled", "profile_model"]
+
+DELIVERY_S = 60.0
+"""Kept from the budget for compiling, verifying and timing what is delivered; at most a quarter of it."""
+ORIGINAL, ADAPTED = "original", "adapted"
+FP32, INT8 = "onnxruntime_fp32", "onnxruntime_int8"
+
+
+def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
+    """Adapt a model to a device.
+
+    Args:
+        config: What is asked for.
+        progress: Where to say what happens.
+
+    Returns:
+        What was found; the artefacts are in ``config.folder``.
+
+    Raises:
+        AdaptError: see `gos_adapt.errors`; each says what to do next.
+    """
+    progress = progress or Silent()
+    started = time.monotonic()
+    model = load_module(config.model, config.example_inputs) if config.example_inputs else _load(config.model)
+    task = _task(config, model)
+    device = DEVICES[config.target]()
+    with RunFolder.open(config.folder, _identity(config, model, task, device), config.policy) as folder:
+        with progress.log_to(folder.claim("log.txt")), Session(device) as session, Workbench(session) as workbench:
+            time_left = _budget(config, folder, progress)
+            stages = _Stages(progress)
+            progress.note(_opening(model, device, task))
+            with stages.time("search"):
+                request = Request(config.epsilon, config.max_sites, config.seed)
+                loop = Loop(model, task, request, workbench, folder, progress, time_left)
+                adapted = loop.run()
+            with stages.time("compile"):
+                _write_model(folder, adapted, model)
+                built = _compile(adapted.model, device, folder)
+            with stages.time("verify"):
+                verify_interface(adapted.model)
+                verification = verify_numerics(
+                    adapted.model, session.load(built.path).run, _verification_inputs(adapted.model, task)
+                )
+                after = loop.profile(adapted.model, find_sites(adapted.model), "adapted")
+                int8 = _int8(model, task, folder, progress)
+                accuracy = _accuracy(model, adapted.model, int8, task, device)
+            with stages.time("benchmark"):
+                latencies = _latencies(model, built, int8, session, progress)
+            stages.seconds["total"] = time.monotonic() - started
+            result = Result(
+                model=ModelSummary(model.name, model.key, model.inputs, model.outputs),
+                device=DeviceSummary(
+                    device.name, device.kind, str(target_of(device)), device.threads, device.memory_bytes
+                ),
+                options=Options(config.epsilon, config.max_sites, config.budget_s, config.seed),
+                environment=read_environment(),
+                accuracy=accuracy,
+                latency=latencies,
+                parameters=count_parameters(model, adapted.model),
+                macs=count_macs(adapted),
+                profile=summarise_profile(adapted.profile),
+                sites=summarise_sites(adapted, after),
+                search=summarise_searches(adapted.steps),
+                stages_s=stages.seconds,
+                verification=verification,
+                notes=_notes(task, adapted, folder),
+            )
+            folder.save_json("result.json", result.to_json())
+            folder.save_with("report.html", partial(write_report, result))
+            progress.note(result.verdict)
+            return result
+
+
+def profile_model(model: Path, target: str, out: Path | None, progress: Progress) -> Profile:
+    """Time every kernel of a model on a device, and the whole.
+
+    Raises:
+        AdaptError: see `gos_adapt.errors`.
+    """
+    loaded, device = _load(model), DEVICES[target]()
+    with Session(device) as session, Workbench(session) as workbench, progress.stage("profile"):
+        profile = workbench.profile(loaded, find_sites(loaded))
+    if out is not None:
+        folder = _folder(out)
+        write_atomic(folder / "profile.json", _json({"model": loaded.name, "device": target} | profile.to_json()))
+    return profile
+
+
+def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progress) -> None:
+    """Compile a model as it is into ``out/model.so`` with ``out/model.json``.
+
+    Raises:
+        AdaptError: see `gos_adapt.errors`.
+    """
+    loaded, device = _load(model), DEVICES[target]()
+    if batch > 1 and not isinstance(loaded.inputs[0].shape[0], str):
+        raise ConfigError(
+            f"{model} has a fixed batch of {loaded.inputs[0].shape[0]}; leave --batch out, or export it again"
+        )
+    folder = _folder(out)
+    with progress.stage("compile"):
+        replace_atomic(folder / "model.so", lambda path: build_model(loaded.proto, device, batch, path))
+    interface = Interface.of(loaded, target, device.threads, batch)
+    write_atomic(folder / "model.json", _json(interface.to_json()))
+
+
+def bench(model_or_run: Path, target: str, progress: Progress) -> dict[str, Measurement]:
+    """Time a model, or what a run delivered, beside ONNX Runtime.
+
+    Raises:
+        AdaptError: see `gos_adapt.errors`.
+    """
+    device = DEVICES[target]()
+    run = model_or_run.is_dir()
+    original = _load(model_or_run / "original.onnx" if run else model_or_run)
+    adapted = _load(model_or_run / "adapted.onnx") if run else None
+    with TemporaryDirectory(prefix="adapt-") as scratch, Session(device) as session:
+        libraries = {ORIGINAL: build_model(original.proto, device, 1, Path(scratch) / "original.so")}
+        if adapted is not None:
+            libraries[ADAPTED] = build_model(adapted.proto, device, 1, Path(scratch) / "adapted.so")
+        int8 = baselines.quantize(original, _random_samples(original), Path(scratch))
+        return _interleaved(original, libraries, int8, session, progress)
+
+
+def _load(path: Path | Any) -> Model:
+    return load_model(path)
+
+
+def _task(config: AdaptConfig, model: Model) -> Task | None:
+    if isinstance(config.task, Task):
+        config.task.check(model.inputs, model.outputs)
+        return config.task
+    return None if config.task is None else load_task(config.task, model.inputs, model.outputs)
+
+
+def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Device) -> dict[str, Any]:
+    """Everything that changes the result, but for the budget: a run may be given more time."""
+    return {
+        "model": model.key,
+        "task": task.key if task else None,
+        "target": device.name,
+        "epsilon": config.epsilon,
+        "max_sites": config.max_sites,
+        "seed": config.seed,
+    }
+
+
+def _budget(config: AdaptConfig, folder: RunFolder, progress: Progress) -> Callable[[], float]:
+    """Seconds left for searching, over all processes that worked on this run."""
+    if config.budget_s is None:
+        return lambda: math.inf
+    budget_s = config.budget_s
+    progress.budget(lambda: budget_s - folder.elapsed_s)
+    reserve_s = min(DELIVERY_S, budget_s / 4)
+    return lambda: budget_s - reserve_s - folder.elapsed_s
+
+
+class _Stages:
+    """Seconds spent in each stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+
+
+def _opening(model: Model, device: Device, task: Task | None) -> str:
+    data = (
+        f"task {task.name}"
+        if task
+        else "no task: only rewrites that keep the function within numerical tolerance are made"
+    )
+    return f"{model.name} for {device.name} ({device.description}); {data}"
+
+
+def _write_model(folder: RunFolder, adapted: Adapted, model: Model) -> None:
+    """Write the ONNX models and what was replaced by what."""
+    folder.save_bytes("original.onnx", model.original.SerializeToString())
+    folder.save_bytes("adapted.onnx", adapted.model.proto.SerializeToString())
+    adaptation = Adaptation.of(model, adapted.replacements)
+    folder.save_json("adaptation.json", adaptation.to_json())
+    folder.save_arrays("adaptation.safetensors", adaptation.arrays())
+
+
+def _compile(model: Model, device: Device, folder: RunFolder) -> Built:
+    found: list[Built] = []
+    path = folder.save_with("model.so", lambda partial: found.append(build_model(model.proto, device, 1, partial)))
+    folder.save_json("model.json", Interface.of(model, device.name, device.threads, 1).to_json())
+    return type(found[0])(path, found[0].kernels, found[0].parameters)
+
+
+def _verification_inputs(model: Model, task: Task | None) -> list[list[Array]]:
+    """Inputs at batch 1: the task's own where there is one, random ones otherwise."""
+    if task is not None:
+        samples, _ = task.selection.part(slice(0, INPUTS)).arrays()
+        return [[sample[None]] for sample in samples]
+    return [list(sample.values()) for sample in _random_samples(model, INPUTS)]
+
+
+def _random_samples(model: Model, count: int = baselines.CALIBRATION_SAMPLES) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            spec.name: rng.standard_normal(spec.at_batch(1)).astype(spec.dtype)
+            if np.issubdtype(np.dtype(spec.dtype), np.floating)
+            else np.zeros(spec.at_batch(1), spec.dtype)
+            for spec in model.inputs
+        }
+        for _ in range(count)
+    ]
+
+
+def _int8(model: Model, task: Task | None, folder: RunFolder, progress: Progress) -> onnx.ModelProto | Rejection:
+    """Return the int8 baseline, made once for a run."""
+    if (kept := folder.load_bytes("baseline_int8.onnx")) is not None:
+        return onnx.load_model_from_string(kept)
+    if task is None:
+        samples = _random_samples(model)
+    else:
+        inputs, _ = task.calibration.part(slice(0, baselines.CALIBRATION_SAMPLES)).arrays()
+        samples = [{model.inputs[0].name: sample[None]} for sample in inputs]
+    with progress.stage("int8 baseline"), TemporaryDirectory(prefix="adapt-") as scratch:
+        quantized = baselines.quantize(model, samples, Path(scratch))
+    if not isinstance(quantized, Rejection):
+        folder.save_bytes("baseline_int8.onnx", quantized.SerializeToString())
+    return quantized
+
+
+def _accuracy(
+    model: Model, adapted: Model, int8: onnx.ModelProto | Rejection, task: Task | None, device: Device
+) -> Accuracy | None:
+    """Score all three on the test split, which nothing has read before."""
+    if task is None:
+        return None
+    unit = "fraction" if task.metric.unit.startswith("fraction") else task.metric.unit
+
+    def value(proto: onnx.ModelProto) -> Measured:
+        runtime = baselines.session(proto, device.threads)
+        return Measured(evaluate_onnx(runtime, task.test, task.metric).value, unit)
+
+    return Accuracy(
+        metric=task.metric.name,
+        higher_is_better=task.metric.higher_is_better,
+        split=task.test.name,
+        n=task.test.n,
+        original=value(model.original),
+        adapted=value(adapted.proto),
+        onnxruntime_int8=None if isinstance(int8, Rejection) else value(int8),
+    )
+
+
+def _latencies(
+    model: Model, adapted: Built, int8: onnx.ModelProto | Rejection, session: Session, progress: Progress
+) -> Latencies:
+    with TemporaryDirectory(prefix="adapt-") as scratch:
+        original = build_model(model.proto, session.device, 1, Path(scratch) / "original.so")
+        measured = _interleaved(model, {ORIGINAL: original, ADAPTED: adapted}, int8, session, progress)
+    return Latencies(1, measured[ORIGINAL], measured[ADAPTED], measured[FP32], measured[INT8])
+
+
+def _interleaved(
+    model: Model,
+    libraries: Mapping[str, Built],
+    int8: onnx.ModelProto | Rejection,
+    session: Session,
+    progress: Progress,
+) -> dict[str, Measurement]:
+    """Time compiled libraries and ONNX Runtime in turns, batch 1, on equal threads."""
+    inputs = dict(
+        zip((spec.name for spec in model.inputs), random_inputs(next(iter(libraries.values())), "main"), strict=True)
+    )
+    contenders: dict[str, benchmark.Sampler] = {}
+    for name, built in libraries.items():
+        evaluate = session.load(built.path).function_evaluator("main", list(inputs.values()))
+        contenders[name] = partial(evaluate, 1)
+    threads = session.device.threads
+    contenders[FP32] = benchmark.wall_clock(baselines.OnnxRuntime(model.original, threads, inputs).run)
+    if not isinstance(int8, Rejection):
+        contenders[INT8] = benchmark.wall_clock(baselines.OnnxRuntime(int8, threads, inputs).run)
+
+    def conditions(name: str) -> Conditions:
+        if name in libraries:
+            return session.conditions()
+        return Conditions(session.device.name, threads, benchmark.now(), "perf_counter around a bound call")
+
+    with progress.stage("benchmark", benchmark.ROUNDS) as advance:
+        measured = benchmark.interleave(contenders, conditions, advance)
+    if isinstance(int8, Rejection):
+        measured[INT8] = Measurement((), conditions(INT8), int8.reason)
+    return measured
+
+
+def _notes(task: Task | None, adapted: Adapted, folder: RunFolder) -> tuple[str, ...]:
+    notes = []
+    if task is None:
+        notes.append(
+            "No task was given: only rewrites that keep the function within numerical tolerance were allowed, and no "
+            "accuracy was measured."
+        )
+    unscheduled = sorted({kernel.name for kernel in adapted.profile.kernels if kernel.rule.startswith("none")})
+    if unscheduled:
+        notes.append(f"No schedule rule took these kernels, which are therefore slow: {', '.join(unscheduled)}.")
+    notes.append(f"Evaluations in the journal: {len(folder.journal)}.")
+    return tuple(notes)
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot create {path}: {error.strerror}; give a writable folder with --out") from error
+    return path
+
+
+def _json(form: Any) -> bytes:
+    import json
+
+    return json.dumps(form, indent=2).encode() + b"\n"

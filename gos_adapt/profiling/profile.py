@@ -1,0 +1,112 @@
+"""Where a model's latency goes: every kernel timed alone, and the whole beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gos_adapt.quantities import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gos_adapt.model.model import Site
+
+ALONE = "sum of kernels timed alone"
+
+
+@dataclass(frozen=True)
+class KernelLatency:
+    """One kernel call of the compiled model.
+
+    Attributes:
+        name: Of the kernel; calls of the same code share it, and its measurement.
+        tensors: ONNX tensors it computes.
+        rule: The schedule rule that took it; ``"none: ..."`` marks a kernel that no rule took.
+        latency: Of one call.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    rule: str
+    latency: Measurement
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A compiled model on one device.
+
+    Attributes:
+        whole: The model, end to end.
+        kernels: Its kernel calls, in the order they run.
+        sites: Site name -> latency of all kernels that compute any part of the site. Sites overlap, and a kernel that
+            fuses a site with its neighbour counts in full for both.
+    """
+
+    whole: Measurement
+    kernels: tuple[KernelLatency, ...]
+    sites: dict[str, Measurement]
+
+    @cached_property
+    def kernel_sum(self) -> Measurement:
+        """All kernels together."""
+        return together([kernel.latency for kernel in self.kernels], self.whole)
+
+    @property
+    def gap(self) -> float | None:
+        """(sum of kernels - whole) / whole by medians; `None` when something was not measured."""
+        if not (self.whole.ok and self.kernel_sum.ok):
+            return None
+        return self.kernel_sum.median_s / self.whole.median_s - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "whole": self.whole.to_json(),
+            "kernels": [
+                {
+                    "name": kernel.name,
+                    "tensors": list(kernel.tensors),
+                    "rule": kernel.rule,
+                    "latency": kernel.latency.to_json(),
+                }
+                for kernel in self.kernels
+            ],
+            "sites": {name: latency.to_json() for name, latency in self.sites.items()},
+        }
+
+    @classmethod
+    def from_json(cls, form: dict[str, Any]) -> Profile:
+        """Inverse of `to_json`."""
+        return cls(
+            Measurement.from_json(form["whole"]),
+            tuple(
+                KernelLatency(k["name"], tuple(k["tensors"]), k["rule"], Measurement.from_json(k["latency"]))
+                for k in form["kernels"]
+            ),
+            {name: Measurement.from_json(latency) for name, latency in form["sites"].items()},
+        )
+
+
+def attribute(whole: Measurement, kernels: Sequence[KernelLatency], sites: Sequence[Site]) -> Profile:
+    """Give each site the kernels that compute its tensors."""
+    by_site = {}
+    for site in sites:
+        covered = {*site.nodes, site.output}
+        by_site[site.name] = together([k.latency for k in kernels if not covered.isdisjoint(k.tensors)], whole)
+    return Profile(whole, tuple(kernels), by_site)
+
+
+def together(latencies: Sequence[Measurement], like: Measurement) -> Measurement:
+    """Return the latency of several kernels one after the other: sample by sample the sum.
+
+    Args:
+        latencies: Taken interleaved, so that the same position means about the same moment.
+        like: Gives the conditions.
+    """
+    conditions = type(like.conditions)(like.conditions.device, like.conditions.threads, like.conditions.date, ALONE)
+    failed = next((latency.error for latency in latencies if not latency.ok), None)
+    if failed is not None or not latencies:
+        return Measurement((), conditions, failed or "no kernel of its own: it was folded away")
+    return Measurement(tuple(map(sum, zip(*(latency.samples_s for latency in latencies), strict=False))), conditions)

@@ -1,0 +1,174 @@
+"""Gather what a run found into plain data for the result file and the report."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gos_adapt.model.sites import overlaps
+from gos_adapt.operators.equation import equation
+from gos_adapt.profiling.profile import Profile, together
+from gos_adapt.quantities import Count
+from gos_adapt.result import (
+    CandidateResult,
+    Change,
+    Formula,
+    GroupSearch,
+    Measured,
+    OperatorSummary,
+    ProfileSummary,
+    SiteResult,
+)
+from gos_adapt.search.cascade import LEVEL_NAMES
+from gos_adapt.search.objectives.latency import latency_change_s
+
+if TYPE_CHECKING:
+    import onnx
+
+    from gos_adapt.model.model import Model, Site
+    from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.quantities import Measurement
+    from gos_adapt.replacing import Adapted, Step
+    from gos_adapt.search.candidate import Outcome
+
+FEASIBLE, NOT_JUDGED = "feasible", "not judged"
+
+
+def summarise_profile(profile: Profile) -> ProfileSummary:
+    """Give the whole and the sum of the kernels."""
+    total = sum(kernel.latency.median_s for kernel in profile.kernels if kernel.latency.ok)
+    return ProfileSummary(profile.whole, Measured(total, "s"), Count(len(profile.kernels), "kernel"))
+
+
+def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
+    """Say for every site of the original what became of it.
+
+    Args:
+        adapted: What the loop did.
+        after: Profile of the adapted model.
+    """
+    replaced = {replacement.site: replacement for replacement in adapted.replacements}
+    reasons = dict(adapted.selection.reasons)
+    for step in adapted.steps:
+        reasons |= {site.name: _fate(site, step) for site in step.sites}
+    inside = {
+        site.name: next((r for r in replaced if r != site.name and _covers(r, site, adapted.sites)), None)
+        for site in adapted.sites
+    }
+    return tuple(
+        SiteResult(
+            name=site.name,
+            kind=site.kind,
+            overlaps=tuple(other.name for other in adapted.sites if other is not site and overlaps(site, other)),
+            chosen=any(site.name in step.selection.group for step in adapted.steps),
+            reason=reasons.get(site.name)
+            or (f"replaced with {inside[site.name]}" if inside[site.name] else "its surroundings were replaced"),
+            original=_operator(site.operator, adapted.profile.sites[site.name]),
+            replacement=_operator(replaced[site.name].operator, _latency_after(site, after))
+            if site.name in replaced
+            else None,
+            lineage=replaced[site.name].lineage if site.name in replaced else (),
+        )
+        for site in adapted.sites
+    )
+
+
+def summarise_searches(steps: tuple[Step, ...]) -> tuple[GroupSearch, ...]:
+    """Say for every search what it looked at and where it ended."""
+    return tuple(_search(step) for step in steps)
+
+
+def count_parameters(before: Model, after: Model) -> Change:
+    """Count stored floating-point numbers."""
+    return Change(Count(_parameters(before.proto), "parameter"), Count(_parameters(after.proto), "parameter"))
+
+
+def count_macs(adapted: Adapted) -> Change:
+    """Count multiply-accumulates for one sample: of the layers, and of what replaced them or a branch around them."""
+    layers = {site.name: site for site in adapted.sites if site.kind != "branch"}
+    before = sum(site.operator.macs for site in layers.values())
+    after = before
+    sites = {site.name: site for site in adapted.sites}
+    for replacement in adapted.replacements:
+        site = sites[replacement.site]
+        inside = sum(layer.operator.macs for layer in layers.values() if set(layer.nodes) <= set(site.nodes))
+        after += replacement.operator.macs - inside
+    return Change(Count(before, "mac"), Count(after, "mac"))
+
+
+def _fate(site: Site, step: Step) -> str:
+    reason = step.selection.reasons[site.name]
+    if step.chosen is not None:
+        return f"{reason}; replaced"
+    if not step.front.best:
+        return f"{reason}; kept, because no candidate met the accuracy constraint"
+    return f"{reason}; kept, because no feasible candidate was clearly faster"
+
+
+def _covers(replaced: str, site: Site, sites: tuple[Site, ...]) -> bool:
+    return any(other.name == replaced and set(site.nodes) <= set(other.nodes) for other in sites)
+
+
+def _latency_after(site: Site, after: Profile) -> Measurement:
+    """What the kernels of a replacement take; splicing names its tensors after the site."""
+    return together(
+        [
+            kernel.latency
+            for kernel in after.kernels
+            if any(name == site.output or name.startswith(f"{site.name}#") for name in kernel.tensors)
+        ],
+        after.whole,
+    )
+
+
+def _operator(operator: OperatorGraph, latency: Measurement) -> OperatorSummary:
+    form = equation(operator)
+    return OperatorSummary(
+        operator.key,
+        operator.text,
+        Formula(form.text, form.latex, form.mathml),
+        Count(operator.macs, "mac"),
+        Count(operator.parameters, "parameter"),
+        latency,
+    )
+
+
+def _search(step: Step) -> GroupSearch:
+    outcomes = {name: step.front.stopped[name] for name in LEVEL_NAMES if step.front.stopped.get(name)}
+    bred = [outcome for outcome in step.front.outcomes if not outcome.is_original]
+    outcomes[NOT_JUDGED] = sum(outcome.waiting for outcome in bred)
+    outcomes[FEASIBLE] = sum(outcome.feasible for outcome in bred)
+    return GroupSearch(
+        name=f"{step.sites[0].kind}: {', '.join(site.name for site in step.sites)}",
+        sites=tuple(site.name for site in step.sites),
+        outcomes={name: count for name, count in outcomes.items() if count},
+        levels_s=dict(step.front.seconds),
+        candidates=tuple(_candidate(o, step) for o in bred if o.fit_error is not None or o.latency is not None),
+    )
+
+
+def _candidate(outcome: Outcome, step: Step) -> CandidateResult:
+    operator, judgement = outcome.candidate.operator, outcome.judgement
+    timed = outcome.latency is not None and outcome.latency.ok
+    timed = timed and outcome.original_latency is not None and outcome.original_latency.ok
+    change = Measured(latency_change_s(outcome) / len(step.sites), "s") if timed else None
+    score = None if judgement is None or judgement.score is None else Measured(judgement.score, "fraction")
+    return CandidateResult(
+        key=operator.key,
+        text=operator.text,
+        latency_change=change,
+        parameters=Count(operator.parameters, "parameter"),
+        macs=Count(operator.macs, "mac"),
+        accuracy=score,
+        fit_error=None if outcome.fit_error is None else Measured(outcome.fit_error, "1"),
+        outcome=FEASIBLE if outcome.feasible else NOT_JUDGED if outcome.waiting else outcome.level,
+        feasible=outcome.feasible,
+        on_front=outcome in step.front.best,
+        chosen=outcome is step.chosen,
+        lineage=outcome.candidate.lineage,
+    )
+
+
+def _parameters(proto: onnx.ModelProto) -> int:
+    floating = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16
+    return sum(math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in floating)

@@ -1,0 +1,137 @@
+"""Run a compiled model in this process: numpy arrays in, numpy arrays out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gos_adapt.errors import ConfigError, DeviceError
+from gos_adapt.model.model import Model, TensorSpec
+from tvm_passes.compat import relax, tvm
+
+Array = np.ndarray[Any, Any]
+MAX_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a compiled model takes and gives: the content of ``model.json``."""
+
+    name: str
+    target: str
+    threads: int
+    batch: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def of(cls, model: Model, target: str, threads: int, batch: int) -> Interface:
+        """Describe `model`, compiled for `target` at one batch size."""
+        return cls(model.name, target, threads, batch, model.inputs, model.outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``model.json``; shapes are those at this batch size."""
+        form = {"schema": 1} | asdict(self)
+        for side in ("inputs", "outputs"):
+            form[side] = [
+                {"name": spec.name, "shape": list(spec.at_batch(self.batch)), "dtype": spec.dtype}
+                for spec in getattr(self, side)
+            ]
+        return form
+
+    @classmethod
+    def from_json(cls, form: Any) -> Interface:
+        """Inverse of `to_json`.
+
+        Raises:
+            ConfigError: it is not the description of a compiled model.
+        """
+        try:
+            specs = {
+                side: tuple(
+                    TensorSpec(str(spec["name"]), tuple(map(int, spec["shape"])), str(spec["dtype"]))
+                    for spec in form[side]
+                )
+                for side in ("inputs", "outputs")
+            }
+            return cls(str(form["name"]), str(form["target"]), int(form["threads"]), int(form["batch"]), **specs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"model.json does not describe a compiled model ({error}); compile the model again"
+            ) from error
+
+
+class CompiledModel:
+    """A compiled model, loaded; call it with the model's inputs in order."""
+
+    def __init__(self, interface: Interface, machine: Any) -> None:
+        self.interface = interface
+        self._machine = machine
+
+    def __call__(self, *arrays: Array) -> Array | tuple[Array, ...]:
+        """Run the model.
+
+        Args:
+            arrays: One array per input, of the shapes in `interface`.
+
+        Returns:
+            An array, or a tuple of them when the model has several outputs.
+
+        Raises:
+            ConfigError: an array has another shape or count than the model takes.
+        """
+        specs = self.interface.inputs
+        if len(arrays) != len(specs):
+            raise ConfigError(f"{self.interface.name} takes {len(specs)} inputs, got {len(arrays)}")
+        for spec, array in zip(specs, arrays, strict=True):
+            if tuple(array.shape) != spec.shape:
+                raise ConfigError(
+                    f"input {spec.name!r} of {self.interface.name} takes shape {spec.shape}, got {tuple(array.shape)}; "
+                    "compile with another --batch for another batch size"
+                )
+        values = [
+            tvm.runtime.tensor(np.ascontiguousarray(array, spec.dtype))
+            for spec, array in zip(specs, arrays, strict=True)
+        ]
+        result = self._machine["main"](*values)
+        if hasattr(result, "numpy"):
+            output: Array = result.numpy()
+            return output
+        return tuple(value.numpy() for value in result)
+
+
+def load_compiled(path: Path | str) -> CompiledModel:
+    """Load a compiled model.
+
+    Args:
+        path: ``model.so``, or the folder that holds it; ``model.json`` must lie beside it. A compiled library is code:
+            load only what you trust.
+
+    Raises:
+        ConfigError: there is no compiled model.
+        DeviceError: this machine cannot load it.
+    """
+    library = Path(path) / "model.so" if Path(path).is_dir() else Path(path)
+    description = library.with_name("model.json")
+    try:
+        content = description.read_bytes()[:MAX_BYTES]
+        interface = Interface.from_json(json.loads(content))
+    except OSError as error:
+        raise ConfigError(
+            f"no compiled model at {path}: {description.name} cannot be read ({error.strerror})"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{description} is not JSON ({error}); compile the model again") from error
+    tvm.get_global_func("runtime.config_threadpool")(1, interface.threads)
+    try:
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+    except Exception as failure:
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+        raise DeviceError(
+            f"{library} cannot be loaded on this machine: {reason}; compile the model for it"
+        ) from failure
+    return CompiledModel(interface, machine)
