@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
 from gos_adapt.finetune.capture import Activations, plain, sample_limit
-from gos_adapt.finetune.fit import DEFAULT, FitSettings, fit
+from gos_adapt.finetune.fit import DEFAULT, THOROUGH, FitSettings, fit
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.search.candidate import Judgement
@@ -88,12 +88,13 @@ class AccuracyJudge:
     """Judges candidates for one group of sites of one model by what they cost the task.
 
     1. Fit the operator to every site in model order, each on what it reads behind the replacements before it.
-    2. Score. A drop that training cannot mend (above `hopeless`) or need not (below `enough`) is final.
+    2. Score. A drop that a short training cannot mend (from `hopeless` on; it mends a point or so) or need not mend (up
+       to `enough`) is final.
     3. Train the replaced operators, score again; keep the better.
 
     Attributes:
-        hopeless: Drop.
-        enough: Drop.
+        hopeless: Drop, in the metric's terms.
+        enough: Likewise.
     """
 
     def __init__(
@@ -104,9 +105,9 @@ class AccuracyJudge:
         original_score: Score,
         *,
         training: Training = Training(),
-        fitting: FitSettings = DEFAULT,
-        fit_samples: int = 256,
-        hopeless: float = 0.3,
+        fitting: FitSettings = THOROUGH,
+        fit_samples: int = 512,
+        hopeless: float = 0.05,
         enough: float = 0.0,
         time_left: Callable[[], float] = lambda: float("inf"),
     ) -> None:
