@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/.installed  ## train a small network on digits, adapt it for this machine, show the verdict
 	$(BIN)/python $(DIGITS)/train.py
-	$(BIN)/adapt $(DIGITS)/build/digits.onnx --target host --task $(DIGITS)/digits.toml --out $(DEMO_OUT) --fresh
+	$(BIN)/adapt $(DIGITS)/build/digits.onnx --target host --task $(DIGITS)/digits.toml --budget 110s --out $(DEMO_OUT) --fresh
 
 test: $(VENV)/.installed-dev  ## every test
 	$(BIN)/python -m pytest

@@ -198,7 +198,7 @@ def load_adaptation(path: Path | str) -> Adaptation:
 
 
 def stimuli(shape: Shape) -> Array:
-    """Return the fixed inputs that sites are known by, ``(len(AMPLITUDES), *shape)``; no two places of one are alike."""
+    """Return the fixed inputs that sites are known by, ``(len(AMPLITUDES), *shape)``; in none are two places alike."""
     wave = np.sin(np.arange(1, 1 + math.prod(shape))).reshape(shape)
     return np.stack([amplitude * wave for amplitude in AMPLITUDES]).astype(np.float32)
 

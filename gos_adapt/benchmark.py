@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gos_adapt.quantities import Conditions, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-Sampler = Callable[[int], "Sequence[float]"] if TYPE_CHECKING else object
+Sampler = Callable[[int], Sequence[float]]
 """Takes a number of samples, returns that many latencies in seconds."""
 
 ROUNDS = 20

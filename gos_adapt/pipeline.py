@@ -5,6 +5,7 @@ Each function here is one use of the product; each stage leaves its artefact in 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from contextlib import contextmanager
@@ -76,55 +77,53 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
         AdaptError: see `gos_adapt.errors`; each says what to do next.
     """
     progress = progress or Silent()
-    started = time.monotonic()
-    model = load_module(config.model, config.example_inputs) if config.example_inputs else _load(config.model)
+    model = _model_of(config)
     task = _task(config, model)
     device = DEVICES[config.target]()
-    with RunFolder.open(config.folder, _identity(config, model, task, device), config.policy) as folder:
-        with progress.log_to(folder.claim("log.txt")), Session(device) as session, Workbench(session) as workbench:
-            time_left = _budget(config, folder, progress)
-            stages = _Stages(progress)
-            progress.note(_opening(model, device, task))
-            with stages.time("search"):
-                request = Request(config.epsilon, config.max_sites, config.seed)
-                loop = Loop(model, task, request, workbench, folder, progress, time_left)
-                adapted = loop.run()
-            with stages.time("compile"):
-                _write_model(folder, adapted, model)
-                built = _compile(adapted.model, device, folder)
-            with stages.time("verify"):
-                verify_interface(adapted.model)
-                verification = verify_numerics(
-                    adapted.model, session.load(built.path).run, _verification_inputs(adapted.model, task)
-                )
-                after = loop.profile(adapted.model, find_sites(adapted.model), "adapted")
-                int8 = _int8(model, task, folder, progress)
-                accuracy = _accuracy(model, adapted.model, int8, task, device)
-            with stages.time("benchmark"):
-                latencies = _latencies(model, built, int8, session, progress)
-            stages.seconds["total"] = time.monotonic() - started
-            result = Result(
-                model=ModelSummary(model.name, model.key, model.inputs, model.outputs),
-                device=DeviceSummary(
-                    device.name, device.kind, str(target_of(device)), device.threads, device.memory_bytes
-                ),
-                options=Options(config.epsilon, config.max_sites, config.budget_s, config.seed),
-                environment=read_environment(),
-                accuracy=accuracy,
-                latency=latencies,
-                parameters=count_parameters(model, adapted.model),
-                macs=count_macs(adapted),
-                profile=summarise_profile(adapted.profile),
-                sites=summarise_sites(adapted, after),
-                search=summarise_searches(adapted.steps),
-                stages_s=stages.seconds,
-                verification=verification,
-                notes=_notes(task, adapted, folder),
-            )
-            folder.save_json("result.json", result.to_json())
-            folder.save_with("report.html", partial(write_report, result))
-            progress.note(result.verdict)
-            return result
+    with (
+        RunFolder.open(config.folder, _identity(config, model, task, device), config.policy) as folder,
+        progress.log_to(folder.claim("log.txt")),
+        Session(device) as session,
+        Workbench(session) as workbench,
+    ):
+        progress.note(_opening(model, device, task))
+        stages = _Stages()
+        request = Request(config.epsilon, config.max_sites, config.seed)
+        loop = Loop(model, task, request, workbench, folder, progress, _budget(config, folder, progress))
+        with stages.time("profile, select, search, splice"):
+            adapted = loop.run()
+        with stages.time("compile"):
+            _write_models(folder, adapted, model)
+            built = _compile(adapted.model, device, folder)
+        with stages.time("verify"):
+            verify_interface(adapted.model)
+            run = session.load(built.path).run
+            verification = verify_numerics(adapted.model, run, _verification_inputs(adapted.model, task))
+            int8 = _int8(model, task, folder, progress)
+            accuracy = _accuracy(model, adapted.model, int8, task, device)
+        with stages.time("measure"):
+            after = loop.profile(adapted.model, find_sites(adapted.model), "adapted")
+            latencies = _latencies(model, built, int8, session, progress)
+        result = Result(
+            model=ModelSummary(model.name, model.key, model.inputs, model.outputs),
+            device=DeviceSummary(device.name, device.kind, str(target_of(device)), device.threads, device.memory_bytes),
+            options=Options(config.epsilon, config.max_sites, config.budget_s, config.seed),
+            environment=read_environment(),
+            accuracy=accuracy,
+            latency=latencies,
+            parameters=count_parameters(model, adapted.model),
+            macs=count_macs(adapted),
+            profile=summarise_profile(adapted.profile),
+            sites=summarise_sites(adapted, after),
+            search=summarise_searches(adapted.steps),
+            stages_s=stages.seconds,
+            verification=verification,
+            notes=_notes(task, adapted, folder),
+        )
+        folder.save_json("result.json", result.to_json())
+        folder.save_with("report.html", partial(write_report, result))
+        progress.detail(result.verdict)
+        return result
 
 
 def profile_model(model: Path, target: str, out: Path | None, progress: Progress) -> Profile:
@@ -133,7 +132,7 @@ def profile_model(model: Path, target: str, out: Path | None, progress: Progress
     Raises:
         AdaptError: see `gos_adapt.errors`.
     """
-    loaded, device = _load(model), DEVICES[target]()
+    loaded, device = load_model(model), DEVICES[target]()
     with Session(device) as session, Workbench(session) as workbench, progress.stage("profile"):
         profile = workbench.profile(loaded, find_sites(loaded))
     if out is not None:
@@ -148,7 +147,7 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
     Raises:
         AdaptError: see `gos_adapt.errors`.
     """
-    loaded, device = _load(model), DEVICES[target]()
+    loaded, device = load_model(model), DEVICES[target]()
     if batch > 1 and not isinstance(loaded.inputs[0].shape[0], str):
         raise ConfigError(
             f"{model} has a fixed batch of {loaded.inputs[0].shape[0]}; leave --batch out, or export it again"
@@ -168,8 +167,8 @@ def bench(model_or_run: Path, target: str, progress: Progress) -> dict[str, Meas
     """
     device = DEVICES[target]()
     run = model_or_run.is_dir()
-    original = _load(model_or_run / "original.onnx" if run else model_or_run)
-    adapted = _load(model_or_run / "adapted.onnx") if run else None
+    original = load_model(model_or_run / "original.onnx" if run else model_or_run)
+    adapted = load_model(model_or_run / "adapted.onnx") if run else None
     with TemporaryDirectory(prefix="adapt-") as scratch, Session(device) as session:
         libraries = {ORIGINAL: build_model(original.proto, device, 1, Path(scratch) / "original.so")}
         if adapted is not None:
@@ -178,8 +177,10 @@ def bench(model_or_run: Path, target: str, progress: Progress) -> dict[str, Meas
         return _interleaved(original, libraries, int8, session, progress)
 
 
-def _load(path: Path | Any) -> Model:
-    return load_model(path)
+def _model_of(config: AdaptConfig) -> Model:
+    if isinstance(config.model, Path):
+        return load_model(config.model)
+    return load_module(config.model, config.example_inputs)
 
 
 def _task(config: AdaptConfig, model: Model) -> Task | None:
@@ -212,10 +213,9 @@ def _budget(config: AdaptConfig, folder: RunFolder, progress: Progress) -> Calla
 
 
 class _Stages:
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage by this process."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -234,7 +234,7 @@ def _opening(model: Model, device: Device, task: Task | None) -> str:
     return f"{model.name} for {device.name} ({device.description}); {data}"
 
 
-def _write_model(folder: RunFolder, adapted: Adapted, model: Model) -> None:
+def _write_models(folder: RunFolder, adapted: Adapted, model: Model) -> None:
     """Write the ONNX models and what was replaced by what."""
     folder.save_bytes("original.onnx", model.original.SerializeToString())
     folder.save_bytes("adapted.onnx", adapted.model.proto.SerializeToString())
@@ -374,6 +374,4 @@ def _folder(path: Path) -> Path:
 
 
 def _json(form: Any) -> bytes:
-    import json
-
     return json.dumps(form, indent=2).encode() + b"\n"

@@ -14,7 +14,7 @@ goes on; whatever took time to find out is in the journal or in a file.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +48,18 @@ if TYPE_CHECKING:
 
 FIT_SAMPLES = 256
 LESSONS = 8192
-"""Training samples that distillation draws from: more would cost more to prepare than they add in a few hundred
-steps.""" RANDOM_SAMPLES = 16 RECOVER_ABOVE = 0.5
+"""Training samples that distillation draws from: more would cost more to prepare than they add in so few steps."""
+RANDOM_SAMPLES = 16
+RECOVER_ABOVE = 0.5
 """Share of the allowance that may be used before all replacements are trained together."""
 RECOVERY = Training(steps=200)
+SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_error=0.8)
+"""For minutes on two cores: the thesis breeds 50 generations in an hour on a GPU."""
 QUICK = FitSettings(steps=0)
 QUICK_SAMPLES = 64
 """For the cascade: the closed form on a quarter of the samples ranks candidates well enough; the judge fits in full."""
 ENOUGH = 0.25
 """Share of the allowance below which a candidate need not be trained to be judged."""
-HOPELESS = 0.2
-"""Drop, in the metric's terms, that a few dozen steps of training do not mend."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Request:
     max_sites: int
     seed: int
     group_limit: int = 2
-    settings: Settings = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_error=0.8)
+    settings: Settings = field(default_factory=lambda: SEARCH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +294,6 @@ class Loop:
             group,
             self.lessons,
             self.original_score,
-            hopeless=max(HOPELESS, self.request.epsilon),
             enough=ENOUGH * self.request.epsilon,
             time_left=time_left,
         )
@@ -307,9 +307,10 @@ class Loop:
         return rng.standard_normal(self.model.inputs[0].at_batch(RANDOM_SAMPLES)).astype(np.float32)
 
     def _recover(self, replacements: tuple[Replacement, ...], step: Step, number: int) -> tuple[Replacement, ...]:
-        """Train all replacements together when the last one used much of the allowance; the result is kept in a
-        file.""" assert step.chosen is not None assert step.chosen.judgement is not None if self.task is None or
-        step.chosen.judgement.drop < RECOVER_ABOVE * self.request.epsilon:
+        """Train all replacements together when the last one used much of the allowance; keep the result in a file."""
+        assert step.chosen is not None
+        assert step.chosen.judgement is not None
+        if self.task is None or step.chosen.judgement.drop < RECOVER_ABOVE * self.request.epsilon:
             return replacements
         file = f"recovered-{number}.safetensors"
         key = f"recovered:{number}:{_graph_key(splice(self.model, replacements))}"
@@ -357,9 +358,9 @@ class _Late:
 def model_bytes(model: Model) -> int:
     """Bytes of the model's weights and of the largest two of its tensors, which live at the same time at batch 1."""
     graph = model.proto.graph
-    weights = sum(4 * math.prod(initializer.dims) for initializer in graph.initializer)
+    weights = sum(4 * int(math.prod(initializer.dims)) for initializer in graph.initializer)
     tensors = sorted(
-        4 * math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+        4 * int(math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim))
         for value in (*graph.input, *graph.value_info, *graph.output)
     )
     return weights + sum(tensors[-2:])

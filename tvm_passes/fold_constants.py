@@ -33,7 +33,7 @@ FOLDS: dict[str, Callable[..., Array]] = {
     "relax.permute_dims": _permute,
     "relax.reshape": _reshape,
     "relax.squeeze": _reshape,
-    "relax.where": lambda _call, condition, yes, no: np.where(condition, yes, no),
+    "relax.where": lambda _call, condition, yes, no: np.asarray(np.where(condition, yes, no)),
 }
 
 

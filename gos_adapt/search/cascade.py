@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gos_adapt.run_folder import RunFolder
     from gos_adapt.search.candidate import Candidate, Weights
 
+FIT_SHARE = 0.3
+"""Of the time left that the fits of one generation may take."""
 ILL_TYPED = "ill-typed"
 SEEN = "seen before"
 
@@ -46,6 +48,7 @@ class Settings:
         epsilon: What may be lost: a feasible candidate's drop is below it.
         prediction_slack: How many times the original's latency a prediction must exceed to be believed.
         max_fit_error: Relative error of the fit from which on a candidate is not measured.
+        measurements: Most candidates measured in a generation: those that promise most by prediction and fit.
         judgements: Most candidates judged in a generation.
     """
 
@@ -57,6 +60,7 @@ class Settings:
     epsilon: float = 0.01
     prediction_slack: float = 1.5
     max_fit_error: float = 0.5
+    measurements: int = 16
     judgements: int = 3
 
 
@@ -154,8 +158,8 @@ def _predicted(outcomes: Sequence[Outcome], context: Context, settings: Settings
 
 
 def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
-    """Fit the ones of lowest predicted latency first, and leave half of the time for what follows."""
-    reserve_s = context.time_left() / 2
+    """Fit the ones of lowest predicted latency first, and leave most of the time for what follows."""
+    reserve_s = (1 - FIT_SHARE) * context.time_left()
     fitted = list(outcomes)
     for i in sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i])):
         fitted[i] = _fit(fitted[i], context, settings, reserve_s)
@@ -186,6 +190,22 @@ def _finite(value: float) -> float | None:
 
 
 def _measured(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
+    ranked = sorted(outcomes, key=_expected_s)
+    late = {id(outcome) for outcome in ranked[settings.measurements :]}
+    chosen = iter(_timed([outcome for outcome in outcomes if id(outcome) not in late], context))
+    return [
+        outcome.stopped(f"{settings.measurements} others promised more") if id(outcome) in late else next(chosen)
+        for outcome in outcomes
+    ]
+
+
+def _expected_s(outcome: Outcome) -> float:
+    """Predicted latency, held against the error of the fit: an error of 1 makes every saving worthless."""
+    assert outcome.fit_error is not None, "fitted before measuring"
+    return _predicted_s(outcome) / max(1e-9, 1 - outcome.fit_error)
+
+
+def _timed(outcomes: Sequence[Outcome], context: Context) -> list[Outcome]:
     missing = [
         outcome.candidate
         for outcome in outcomes

@@ -90,7 +90,8 @@ def search(
             algorithm.tell(infills=offspring)
         if progress is not None:
             progress(generation, _front(outcomes, tally))
-        if (replay is None and context.time_left() <= 0) or (not bred and all(_dominated(outcomes[i], outcomes) for i in waiting)):
+        exhausted = not bred and all(_dominated(outcomes[i], outcomes) for i in waiting)
+        if exhausted or (replay is None and context.time_left() <= 0):
             break
     return _front(outcomes, tally)
 
