@@ -70,8 +70,8 @@ def find_region(module: IRModule, dataflow: Dataflow, site: Entry) -> Region:
             found += _computing(module, dataflow, open_regions, site)
     if len(found) != site.occurrences:
         raise ModelImportError(
-            f"{name}: {len(found)} places of the module compute it, expected {site.occurrences}; apply ReplaceOperators "
-            "to what from_onnx makes of the original model, weights bound, before any pass that fuses operators"
+            f"{name}: {len(found)} places of the module compute it, expected {site.occurrences}; apply "
+            "ReplaceOperators first, to what from_onnx makes of the original model with its weights bound"
         )
     return sorted(found, key=lambda region: max(region.bindings))[site.occurrence]
 

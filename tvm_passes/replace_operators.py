@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gos_adapt.errors import ModelImportError
 from gos_adapt.model.wording import quote
-from tvm_passes.compat import IRModule, PassContext, module_pass, mutator, relax
+from tvm_passes.compat import IRModule, PassContext, module_pass, mutator, register_error, relax
 from tvm_passes.find_regions import Dataflow, Region, find_region, overlapping
 from tvm_passes.kernel_calls import relax_functions
 from tvm_passes.lower_instructions import emit
@@ -14,15 +14,20 @@ from tvm_passes.lower_instructions import emit
 if TYPE_CHECKING:
     from gos_adapt.adaptation import Adaptation, Entry
 
+register_error(ModelImportError)  # or it would leave TVM's pass machinery as a RuntimeError
+
 
 @module_pass(opt_level=0, name="ReplaceOperators")
 class ReplaceOperators:
     """Replace every site of an adaptation in function ``main`` by its new operator; the rest stays as it is.
 
     The module is what TVM's `from_onnx` makes of the *original* model, its weights bound: import with
-    ``keep_params_in_input=False`` (the default), or apply `relax.transform.BindParams` first. Any batch, also a
-    symbolic one. Passes that keep one call per operator may run before (FoldConstant, CanonicalizeBindings,
-    DecomposeOpsForInference); those that fuse, lay out or legalise must run after.
+    ``keep_params_in_input=False`` (the default), or apply `relax.transform.BindParams` first. Any batch, also symbolic.
+    Passes may have run before it as long as they leave the filters and the values between sites as they are: folding
+    constants or decomposing batch normalisations does, fusing a site with its neighbours does not.
+
+    A site is known by its weights and by what it computes: for each, the few regions of the module that it may be are
+    compiled for this machine and run (about half a second a site).
 
     Raises:
         ModelImportError: when applied: a site is not in the module, or cannot be told from others. Nothing is skipped.
