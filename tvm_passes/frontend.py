@@ -49,9 +49,13 @@ def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
 def _keep_outputs(module: IRModule, names: list[str], keep: int) -> IRModule:
     """Name each variable after its tensor and return only the first `keep` outputs."""
     main = module["main"]
+    result = main.body.body
     bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
-    outputs = bound[main.body.body]
-    renamer = _Renamer(module, main.body.body, dict(zip(outputs.fields, names, strict=True)), keep)
+    outputs = list(bound[result].fields) if isinstance(bound[result], relax.Tuple) else [result]
+    tensor_of = dict(zip(outputs, names, strict=True))
+    if keep == 1:
+        tensor_of[result] = names[0]
+    renamer = _Renamer(module, result, tensor_of, keep)
     renamer.builder_.update_func(module.get_global_var("main"), renamer.visit_expr(main))
     return relax.transform.DeadCodeElimination(["main"])(renamer.builder_.get())
 
@@ -74,7 +78,7 @@ class _Renamer(relax.PyExprMutator):  # type: ignore[misc]
 
     def visit_var_binding_(self, binding: Any) -> None:
         value = binding.value
-        if binding.var.same_as(self.result):
+        if binding.var.same_as(self.result) and isinstance(value, relax.Tuple):
             kept = list(value.fields)[: self.keep]
             value = kept[0] if self.keep == 1 else relax.Tuple(kept)
         value = self.builder_.normalize(self.visit_expr(value))

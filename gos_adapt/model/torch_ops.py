@@ -77,12 +77,16 @@ def _convolution(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor
     before, after = _window_pads(attributes, x.shape[2:], list(weight.shape[2:]))
     if before != after:
         x, before = F.pad(x, _torch_pads(before, after)), [0] * rank
+    strides = attributes.get("strides", [1] * rank)
+    if set(weight.shape[2:]) == {1} and not any(before):
+        # Strided 1x1 gradients are broken in channels-last order: see `instructions.convolution`.
+        x, strides = x[(slice(None), slice(None), *(slice(None, None, stride) for stride in strides))], [1] * rank
     convolve: Callable[..., Tensor] = _CONVOLUTIONS[rank]
     return convolve(
         x,
         weight,
         bias,
-        attributes.get("strides", [1] * rank),
+        strides,
         before,
         attributes.get("dilations", [1] * rank),
         attributes.get("group", 1),
