@@ -2,9 +2,9 @@
 
 A *region* is everything between two values: nothing in it is read outside but its last value (its *exit*), and it reads
 nothing from outside but its *entry* and constants. A site's region is one that holds the site's weights and no others,
-maps the same shapes, and answers the stimuli with the site's response. Structure alone leaves open where a
-region ends (is the addition that follows a convolution its bias?), so the few regions that structure allows are
-compiled for this machine and asked.
+maps the same shapes, and answers the stimuli with the site's response. Structure alone leaves open where a region ends
+(is the addition that follows a convolution its bias?), so the few regions that structure allows are compiled for this
+machine and asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gos_adapt.adaptation import Entry, sample, stimuli
 from gos_adapt.errors import ModelImportError, Rejection
 from gos_adapt.model.anchors import weight_digest
 from gos_adapt.model.wording import quote
-from tvm_passes.compat import Constant, IRModule, PrimFunc, relax, tvm
+from tvm_passes.compat import Constant, IRModule, PrimFunc, Target, relax, tirx, tvm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -153,11 +153,13 @@ class Dataflow:
 
 
 def feature_shape(variable: Any) -> Shape | None:
-    """Shape of a tensor without its batch axis; None if it is no tensor, or has other symbolic axes."""
+    """Shape of a float32 tensor without its batch axis; None if it is none, or has other symbolic axes."""
     if not isinstance(variable.ty, relax.TensorType) or variable.ty.shape is None:
         return None
+    if str(variable.ty.dtype) != "float32":
+        return None
     sizes = list(variable.ty.shape)[1:]
-    fixed = [int(size) for size in sizes if isinstance(size, tvm.tirx.IntImm)]
+    fixed = [int(size) for size in sizes if isinstance(size, tirx.IntImm)]
     return tuple(fixed) if len(fixed) == len(sizes) else None
 
 
@@ -204,7 +206,7 @@ def _computing(module: IRModule, dataflow: Dataflow, regions: Sequence[Region], 
     scales = np.maximum(np.abs(site.response).max(axis=1), np.finfo(np.float32).tiny)
     answers = _answers(module, dataflow, regions, stimuli(site.input_shape))
     deviations = [(np.abs(answer - site.response).max(axis=1) / scales).max() for answer in answers]
-    best = int(np.argmin(deviations))
+    best = int(np.argmin(np.nan_to_num(deviations, nan=np.inf)))
     return [regions[best]] if deviations[best] <= TOLERANCE else []
 
 
@@ -226,8 +228,9 @@ def _answers(module: IRModule, dataflow: Dataflow, regions: Sequence[Region], in
     kernels = {variable: f for variable, f in module.functions_items() if isinstance(f, PrimFunc)}
     asked = IRModule(kernels | {module.get_global_var("main"): function.with_attr("global_symbol", "main")})
     asked = relax.transform.DeadCodeElimination(["main"])(asked)
-    machine = relax.VirtualMachine(tvm.compile(asked, "llvm"), tvm.cpu())
+    target = Target({"kind": "llvm", "opt-level": 1})  # it runs a few times only: most goes into compiling it
+    machine = relax.VirtualMachine(tvm.compile(asked, target), tvm.cpu())
     batch = entry.ty.shape[0]
-    size = int(batch) if isinstance(batch, tvm.tirx.IntImm) else 1
+    size = int(batch) if isinstance(batch, tirx.IntImm) else 1
     answers = [machine["main"](tvm.runtime.tensor(np.stack([stimulus] * size))) for stimulus in inputs]
     return [sample(np.stack([answer[k].numpy()[0] for answer in answers])) for k in range(len(regions))]

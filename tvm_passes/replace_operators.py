@@ -27,7 +27,7 @@ class ReplaceOperators:
     constants or decomposing batch normalisations does, fusing a site with its neighbours does not.
 
     A site is known by its weights and by what it computes: for each, the few regions of the module that it may be are
-    compiled for this machine and run (about half a second a site).
+    compiled for this machine and run (less than half a second a site).
 
     Raises:
         ModelImportError: when applied: a site is not in the module, or cannot be told from others. Nothing is skipped.
