@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 FIT_SAMPLES = 256
 LESSONS = 8192
 """Training samples that distillation draws from: more would cost more to prepare than they add in so few steps."""
+SELECTION = 2048
+"""Samples that candidates are scored on: the paired difference of two models on so many is known to a few tenths."""
 RANDOM_SAMPLES = 16
 RECOVER_ABOVE = 0.5
 """Share of the allowance that may be used before all replacements are trained together."""
@@ -131,7 +133,8 @@ class Loop:
         progress: Progress,
         time_left: Callable[[], float],
     ) -> None:
-        self.model, self.task, self.request = model, task, request
+        self.model, self.request = model, request
+        self.task = task and replace(task, selection=task.selection.part(slice(0, SELECTION)))
         self.workbench, self.folder, self.progress = workbench, folder, progress
         self.time_left = time_left
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,7 +14,9 @@ from tvm_passes.build import target_of
 from tvm_passes.compat import relax, tvm
 from tvm_passes.frontend import import_onnx
 from tvm_passes.pipeline import Lowered, lower
-from tvm_passes.schedules import Cpu
+
+if TYPE_CHECKING:
+    from tvm_passes.schedules import Cpu
 
 Array = np.ndarray[Any, Any]
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """(steps done, steps in all)"""
 MAX_GRADIENT_NORM = 10.0
+GLANCE = 256
+"""Samples that tell a hopeless candidate from one that deserves a closer look."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ def score(model: Model, split: Split, metric: Metric) -> Score:
 class AccuracyJudge:
     """Judges candidates for one group of sites of one model by what they cost the task.
 
-    1. Fit the operator to every site in model order, each on what it reads behind the replacements before it.
-    2. Score. A drop that a short training cannot mend (from `hopeless` on; it mends a point or so) or need not mend (up
-       to `enough`) is final.
+    1. Fit the operator quickly to every site in model order, each on what it reads behind the replacements before it,
+       and score it on a few samples. A drop of twice `hopeless` or more is final: nothing that follows mends that.
+    2. Fit thoroughly and score. A drop that a short training cannot mend (from `hopeless` on; it mends a point or so)
+       or need not mend (up to `enough`) is final.
     3. Train the replaced operators, score again; keep the better.
 
     Attributes:
@@ -126,8 +129,14 @@ class AccuracyJudge:
 
     def __call__(self, operator: OperatorGraph, weights: tuple[tuple[Array, ...], ...]) -> Judgement:
         """Return the judgement of `operator` at all sites; `weights` (one tuple a site) are where fitting starts."""
+        initial = [weights[k] for k in self._order]
+        operators = fit_in_order(self._adapted, self._taught[slice(0, GLANCE)], operator, initial, DEFAULT)
+        glance = self._judgement(operators, GLANCE)
+        if glance.drop >= 2 * self.hopeless:
+            return glance
         start = self._taught[slice(0, self._fit_samples)]
-        operators = fit_in_order(self._adapted, start, operator, [weights[k] for k in self._order], self._fitting)
+        initial = [fitted.weights() for fitted in operators]
+        operators = fit_in_order(self._adapted, start, operator, initial, self._fitting)
         before = self._judgement(operators)
         if not self.enough < before.drop < self.hopeless:
             return before
@@ -142,9 +151,10 @@ class AccuracyJudge:
         )
         return min(self._judgement(operators), before, key=lambda judgement: judgement.drop)
 
-    def _judgement(self, operators: Sequence[TorchOperator]) -> Judgement:
+    def _judgement(self, operators: Sequence[TorchOperator], samples: int | None = None) -> Judgement:
+        """Score on the selection split, or its first samples."""
         task = self._lessons.task
-        value = _score(self._adapted, operators, self._selection, task.selection, task.metric).value
+        value = _score(self._adapted, operators, self._selection, task.selection, task.metric, samples).value
         weights = tuple(operators[self._order.index(k)].weights() for k in range(len(operators)))
         return Judgement(value, task.metric.drop(self._original_score.value, value), weights)
 
@@ -300,15 +310,20 @@ def _cut_samples(adapted: AdaptedModel, split: Split) -> CutSamples:
 
 
 def _score(
-    adapted: AdaptedModel, operators: Sequence[TorchOperator], samples: CutSamples, split: Split, metric: Metric
+    adapted: AdaptedModel,
+    operators: Sequence[TorchOperator],
+    samples: CutSamples,
+    split: Split,
+    metric: Metric,
+    limit: int | None = None,
 ) -> Score:
-    targets = split.arrays()[1]
+    targets = split.part(slice(limit)).arrays()[1]
     tallies = []
     with torch.no_grad():
-        for start in range(0, samples.n, BATCH):
-            batch = slice(start, start + BATCH)
+        for start in range(0, len(targets), BATCH):
+            batch = slice(start, min(start + BATCH, len(targets)))
             tallies.append(metric.tally(adapted(samples[batch], operators).numpy(), targets[batch]))
-    return Score(metric, metric.value(np.asarray(sum(tallies))), split.n, split.name)
+    return Score(metric, metric.value(np.asarray(sum(tallies))), len(targets), split.name)
 
 
 def _batches(n: int, size: int, count: int, rng: np.random.Generator) -> Iterator[Array]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -10,8 +10,10 @@ from onnx import helper
 
 from gos_adapt.errors import ModelImportError
 from tvm_passes.frontend import import_onnx
-from tvm_passes.pipeline import Lowered
 from tvm_passes.schedules import Cpu, Packing
+
+if TYPE_CHECKING:
+    from tvm_passes.pipeline import Lowered
 
 AVX2 = Cpu(lanes=8, registers=16, threads=2)
 NEON = Cpu(lanes=4, registers=32, threads=4)

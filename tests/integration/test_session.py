@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import pytest
+from compiling import expected, graph, random
+from onnx import helper
+
+from device_targets import host
+from device_targets.session import Effort, Session, measure
+from gos_adapt.errors import DeviceError
+from tvm_passes.build import build_functions, build_kernels, build_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.rpc
+
+ROOT = Path(__file__).parents[2]
+EFFORT = Effort(rounds=2, samples=3)
+MODEL = graph(
+    [
+        helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ],
+    (1, 8, 16, 16),
+    {"w": random(8, 8, 3, 3)},
+    {"y": 4},
+)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with Session(host()) as opened:
+        yield opened
+
+
+def server_of(session: Session) -> psutil.Process:
+    assert session._server is not None
+    return psutil.Process(session._server.pid)
+
+
+def gone(pid: int, within_s: float = 20) -> bool:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_model_runs_on_the_host_as_on_any_device(session: Session, tmp_path: Path) -> None:
+    library = session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
+    array = random(1, 8, 16, 16, seed=1)
+    (got,), (wanted,) = library.run([array]), expected(MODEL, array)
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_functions_and_kernels_are_timed_interleaved(session: Session, tmp_path: Path) -> None:
+    functions = build_functions({"one": MODEL, "two": MODEL}, session.device, 1, tmp_path / "functions.so")
+    kernels = build_kernels(MODEL, session.device, 1, tmp_path / "kernels.so")
+    loaded, parts = session.load(functions.path), session.load(kernels.path)
+    blocked = [random(*shape) for shape, _ in functions.parameters["one"]]
+    assert [array.shape for array in blocked] == [(1, 1, 16, 16, 8)]
+    (kernel,) = kernels.kernels
+    measured = measure(
+        session,
+        {
+            "one": lambda: loaded.function_evaluator("one", blocked),
+            "two": lambda: loaded.function_evaluator("two", blocked),
+            "kernel": lambda: parts.kernel_evaluator(kernel.name, kernel.parameters),
+        },
+        EFFORT,
+    )
+    assert all(latency.ok and len(latency.samples_s) == EFFORT.rounds * EFFORT.samples for latency in measured.values())
+    assert {latency.conditions.threads for latency in measured.values()} == {session.device.threads}
+
+
+def test_what_cannot_be_prepared_fails_alone(session: Session, tmp_path: Path) -> None:
+    loaded = session.load(build_functions({"good": MODEL}, session.device, 1, tmp_path / "good.so").path)
+    good = [random(1, 1, 16, 16, 8)]
+    measured = measure(
+        session,
+        {
+            "missing": lambda: loaded.function_evaluator("missing", good),
+            "good": lambda: loaded.function_evaluator("good", good),
+        },
+        EFFORT,
+    )
+    assert measured["good"].ok
+    assert "missing" in str(measured["missing"].error)
+
+
+def test_one_name_uploaded_twice_does_not_disturb_the_library_in_use(session: Session, tmp_path: Path) -> None:
+    built = build_model(MODEL, session.device, 1, tmp_path / "same.so")
+    first, second = session.load(built.path), session.load(built.path)
+    array = random(1, 8, 16, 16, seed=2)
+    np.testing.assert_array_equal(first.run([array])[0], second.run([array])[0])
+
+
+def test_the_server_listens_on_loopback_alone_and_knows_its_threads(session: Session) -> None:
+    server = server_of(session)
+    listening = [c.laddr.ip for c in server.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
+    assert server.environ()["TVM_NUM_THREADS"] == str(session.device.threads)
+    assert session._key not in " ".join(server.cmdline())
+
+
+def test_a_file_that_is_no_library_is_refused_and_the_session_goes_on(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "broken.so").write_bytes(b"\x7fELF" + bytes(100))
+    with pytest.raises(DeviceError, match=r"device host refused broken\.so: "):
+        session.load(tmp_path / "broken.so")
+    assert session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
+
+
+def test_a_session_that_dies_costs_the_measurement_and_nothing_else(tmp_path: Path) -> None:
+    with Session(host()) as session:
+        built = build_functions({"one": MODEL}, session.device, 1, tmp_path / "one.so")
+        library = session.load(built.path)
+        evaluate = library.function_evaluator("one", [random(1, 1, 16, 16, 8)])
+
+        def dies() -> None:
+            for child in server_of(session).children():
+                child.kill()
+
+        def killing(number: int, repeat: int) -> list[float]:
+            dies()
+            return list(evaluate(number, repeat))
+
+        measured = measure(session, {"dead": lambda: killing, "next": lambda: evaluate}, EFFORT)
+        assert not measured["dead"].ok
+        again = session.load(built.path)
+        assert measure(session, {"one": lambda: again.function_evaluator("one", [random(1, 1, 16, 16, 8)])}, EFFORT)[
+            "one"
+        ].ok
+
+
+def test_a_dead_server_is_replaced(tmp_path: Path) -> None:
+    with Session(host()) as session:
+        before = server_of(session).pid
+        os.kill(before, signal.SIGKILL)
+        assert gone(before)
+        assert session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
+        assert server_of(session).pid != before
+
+
+def test_the_server_ends_with_the_session() -> None:
+    with Session(host()) as session:
+        pid = server_of(session).pid
+        folder = Path(session._folder.name if session._folder else "")
+        assert folder.is_dir()
+    assert gone(pid)
+    assert not folder.exists()
+
+
+def test_the_server_dies_when_the_run_is_killed() -> None:
+    script = (
+        "import sys, time\n"
+        "from device_targets import host\n"
+        "from device_targets.session import Session\n"
+        "with Session(host()) as session:\n"
+        "    print(session._server.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stdout is not None
+        server = int(run.stdout.readline())
+        assert psutil.pid_exists(server)
+        run.kill()
+        run.wait()
+    assert gone(server)
+
+
+def test_a_closed_session_says_so() -> None:
+    session = Session(host())
+    with pytest.raises(DeviceError, match="is closed; open it with"):
+        session.ensure_alive()
