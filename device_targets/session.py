@@ -27,7 +27,7 @@ import numpy as np
 import tvm
 from tvm import relax, rpc
 
-from gos_adapt.errors import DeviceError, DeviceUnreachableError
+from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
 from gos_adapt.quantities import Conditions, Measurement
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Session:
         except Exception as failure:
             if not self.alive():
                 raise self._unreachable("while it loaded a library") from failure
-            raise DeviceError(f"device {self.device.name} refused {library.name}: {_last_line(failure)}") from failure
+            raise DeviceError(f"device {self.device.name} refused {library.name}: {last_line(failure)}") from failure
 
     def tensor(self, array: Array) -> Any:
         """Copy an array to the device."""
@@ -205,7 +205,7 @@ class Library:
             outputs = self._machine.get_outputs(function)
         except Exception as failure:
             raise DeviceError(
-                f"running {function!r} on {self.session.device.name} failed: {_last_line(failure)}"
+                f"running {function!r} on {self.session.device.name} failed: {last_line(failure)}"
             ) from failure
         outputs = outputs if isinstance(outputs, Sequence) else [outputs]
         return tuple(output.numpy() for output in outputs)
@@ -261,7 +261,7 @@ def measure(
                 numbers[name] = max(1, int(_SAMPLE_S / max(once, 1e-7)))
             samples[name] += ready[name](numbers[name], effort.samples)
         except Exception as failure:  # whatever the code under test does to the device is data
-            errors[name] = _last_line(failure)
+            errors[name] = last_line(failure)
             if not session.alive():
                 lost = "the device lost the session"
                 errors |= {other: f"{lost} when {name} ran" for other in evaluators if not samples[other]}
@@ -277,8 +277,3 @@ def measure(
 
 def _visits(names: Mapping[str, object], rounds: int) -> Iterator[tuple[str, int]]:
     return ((name, turn) for turn in range(rounds) for name in names)
-
-
-def _last_line(failure: BaseException) -> str:
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(failure).__name__)[:300]

@@ -11,7 +11,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from gos_adapt.errors import Rejection
+from gos_adapt.errors import Rejection, last_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,8 +74,7 @@ def quantize(model: Model, samples: Iterable[dict[str, Array]], folder: Path) ->
         )
         return onnx.load(target)
     except Exception as failure:  # whatever the quantiser cannot do
-        lines = str(failure).strip().splitlines() or [type(failure).__name__]
-        return Rejection(f"ONNX Runtime's quantiser failed: {lines[0][:200]}")
+        return Rejection(f"ONNX Runtime's quantiser failed: {last_line(failure)}")
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from gos_adapt.errors import last_line
 from gos_adapt.quantities import Conditions, Measurement
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def interleave(
             try:
                 samples[name] += list(sampler(SAMPLES + 2))[2:]
             except Exception as failure:  # one contender's failure is that contender's measurement
-                errors[name] = (str(failure).strip().splitlines() or [type(failure).__name__])[-1][:300]
+                errors[name] = last_line(failure)
         advance()
     return {
         name: Measurement((), conditions(name), errors[name])

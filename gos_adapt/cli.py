@@ -6,6 +6,7 @@ line on the error stream and its exit code; anything else is a bug and keeps its
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from gos_adapt.quantities import Measurement
 
 INTERRUPTED = 130
+_SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE)
+"""What a machine may do to any write of ours, and no bug of ours does."""
 _ADAPT = ""  # name of the command that `adapt MODEL` means; nobody can type it by accident
 
 
@@ -238,6 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} ('{command} --help' explains)", error.exit_code)
     except AdaptError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror}{where}; make room or give access, then repeat the command", 2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command continues", err=True)
         return INTERRUPTED

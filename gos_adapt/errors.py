@@ -65,6 +65,12 @@ class VerificationError(AdaptError):
     exit_code = 3
 
 
+def last_line(failure: BaseException) -> str:
+    """What a foreign error says in the end, on one bounded line: its last words name the cause, the rest the way there."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(failure).__name__)[:300]
+
+
 @dataclass(frozen=True)
 class Rejection:
     """Why something does not apply: a value, not an error."""

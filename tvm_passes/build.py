@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gos_adapt.errors import ModelImportError
+from gos_adapt.errors import ConfigError, ModelImportError, last_line
 from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, relax, tvm
 from tvm_passes.frontend import import_onnx
 from tvm_passes.pipeline import Kernel, Lowered, Parameter, lower
@@ -98,11 +98,16 @@ def _export(lowered: Lowered, device: Device, path: Path) -> Built:
     try:
         executable = tvm.compile(lowered.module, target_of(device))
     except Exception as failure:
-        reason = [line for line in str(failure).strip().splitlines() if line.strip()][-1:]
-        raise ModelImportError(f"TVM could not compile the model: {' '.join(reason)}") from failure
+        raise ModelImportError(f"TVM could not compile the model: {last_line(failure)}") from failure
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         linked = Path(folder) / path.name
-        executable.export_library(str(linked))
+        try:
+            executable.export_library(str(linked))
+        except Exception as failure:  # whatever the linker says
+            raise ConfigError(
+                f"the compiled model could not be linked ({last_line(failure)}); a C++ compiler (g++) must be "
+                f"installed, and {path.parent} must have room"
+            ) from failure
         linked.replace(path)
     return Built(path, lowered.kernels, lowered.parameters)
 

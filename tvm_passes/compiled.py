@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gos_adapt.errors import ConfigError, DeviceError
+from gos_adapt.errors import ConfigError, DeviceError, last_line
 from gos_adapt.model.model import Model, TensorSpec
 from tvm_passes.compat import relax, tvm
 
@@ -130,8 +130,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
     try:
         machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     except Exception as failure:
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
         raise DeviceError(
-            f"{library} cannot be loaded on this machine: {reason}; compile the model for it"
+            f"{library} cannot be loaded on this machine: {last_line(failure)}; compile the model for it"
         ) from failure
     return CompiledModel(interface, machine)

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from gos_adapt.errors import ModelImportError
+from gos_adapt.errors import ModelImportError, last_line
 from tvm_passes.compat import IRModule, from_onnx, mutator, relax
 
 
@@ -40,8 +40,7 @@ def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
             warnings.simplefilter("ignore")  # "Renaming name ...": names are restored here
             module = from_onnx(every, shape_dict=shapes, sanitize_input_names=True)
     except Exception as failure:
-        reason = str(failure).strip().splitlines()[-1:] or [type(failure).__name__]
-        raise ModelImportError(f"TVM's ONNX importer failed on this model: {reason[0]}") from failure
+        raise ModelImportError(f"TVM's ONNX importer failed on this model: {last_line(failure)}") from failure
     names = [output.name for output in every.graph.output]
     return _keep_outputs(module, names, len(proto.graph.output))
 

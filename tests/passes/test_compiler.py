@@ -157,5 +157,5 @@ def test_packing_is_the_layout_it_tells_tvm() -> None:
 
 def test_a_graph_the_importer_refuses_is_named() -> None:
     proto = graph([helper.make_node("Det", ["x"], ["y"])], (1, 3, 4, 4), {}, {"y": 2})
-    with pytest.raises(ModelImportError, match="TVM's ONNX importer failed on this model: .*Det"):
+    with pytest.raises(ModelImportError, match=r"TVM's ONNX importer failed on this model: .*Det"):
         import_onnx(proto, 1)
