@@ -42,6 +42,8 @@ _START_TIMEOUT_S = 120.0
 _SESSION_TIMEOUT_S = 3600.0
 _SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
 _METHOD = "rpc time_evaluator"
+LOST = "the device lost the session"
+"""Begins the error of a measurement that failed because another one crashed the device."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +265,7 @@ def measure(
         except Exception as failure:  # whatever the code under test does to the device is data
             errors[name] = last_line(failure)
             if not session.alive():
-                lost = "the device lost the session"
-                errors |= {other: f"{lost} when {name} ran" for other in evaluators if not samples[other]}
+                errors |= {other: f"{LOST} when {name} ran" for other in evaluators if other not in errors}
                 break
     conditions = session.conditions()
     return {

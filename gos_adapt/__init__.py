@@ -1,7 +1,8 @@
 """Make trained neural networks fast on your own hardware: measured, searched, compiled.
 
-    result = gos_adapt.adapt(gos_adapt.AdaptConfig(model=Path("model.onnx"), target="host", task=Path("task.toml")))
-    run = gos_adapt.load_compiled(result.out / "model.so")
+    config = gos_adapt.AdaptConfig("model.onnx", target="host", task="task.toml")
+    result = gos_adapt.adapt(config)
+    model = gos_adapt.load_compiled(config.folder)
 
 Importing this package imports nothing heavy: each public name is loaded on first use.
 """

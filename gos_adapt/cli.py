@@ -106,6 +106,8 @@ def commands() -> None:
     "budget_s",
     type=parse_duration,
     metavar="TIME",
+    default="15m",
+    show_default=True,
     help="Time such as 90s, 15m, 1h30m; then the best so far is delivered.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
@@ -130,7 +132,7 @@ def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
 @commands.command()
 @_model
 @_target
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also keep the profile in this run folder.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write DIR/profile.json.")
 @_quiet
 @_verbose
 def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | None) -> None:

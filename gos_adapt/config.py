@@ -29,9 +29,10 @@ class AdaptConfig:
         target: Name of a device in `device_targets.DEVICES`.
         task: Data, metric and splits, or the TOML file that says them; `None` allows only rewrites that keep the
             function within numerical tolerance.
-        epsilon: Loss of the task's metric that is acceptable, in the metric's unit (top-1: 0.01 is one point).
+        epsilon: Loss of the task's metric that is acceptable (`Metric.drop`): absolute for fractions (top-1: 0.01 is
+            one point), relative for errors (mean absolute error: 0.01 is one per cent more).
         max_sites: Replace at most this many sites.
-        budget_s: Seconds after which the best result so far is delivered; `None` for no limit.
+        budget_s: Seconds after which the best result so far is delivered (15 minutes by default); `None` for no limit.
         seed: Of everything random.
         out: Where `folder` is; `None` for ``runs/<model>-<target>``.
         policy: Continue the run that is in `out`, or discard it.
@@ -46,13 +47,16 @@ class AdaptConfig:
     task: Path | Task | None = None
     epsilon: float = 0.01
     max_sites: int = 10
-    budget_s: float | None = None
+    budget_s: float | None = 900.0
     seed: int = 0
     out: Path | None = None
     policy: Literal["resume", "fresh"] = "resume"
     example_inputs: tuple[torch.Tensor, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("model", "task", "out"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         check_target(self.target)
         if isinstance(self.model, Path) == bool(self.example_inputs):
             raise ConfigError(
@@ -63,7 +67,7 @@ class AdaptConfig:
         if self.max_sites < 1:
             raise ConfigError(f"max sites must be at least 1, got {self.max_sites}; 'adapt profile' changes nothing")
         if self.budget_s is not None and not (0 < self.budget_s < math.inf):
-            raise ConfigError(f"the budget must be positive, got {self.budget_s} s; leave it out for no limit")
+            raise ConfigError(f"the budget must be positive, got {self.budget_s} s; try 15m")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"the seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if self.policy not in ("resume", "fresh"):

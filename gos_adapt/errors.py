@@ -66,7 +66,7 @@ class VerificationError(AdaptError):
 
 
 def last_line(failure: BaseException) -> str:
-    """What a foreign error says in the end, on one bounded line: its last words name the cause, the rest the way there."""
+    """Return what a foreign error says in the end, on one bounded line: the last words name the cause."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     return (lines[-1] if lines else type(failure).__name__)[:300]
 

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +20,12 @@ import onnx
 
 from device_targets import DEVICES
 from device_targets.session import Session
-from gos_adapt import baselines, benchmark
+from gos_adapt import __version__, baselines, benchmark
 from gos_adapt.adaptation import Adaptation
 from gos_adapt.environment import read_environment
-from gos_adapt.errors import ConfigError, Rejection, RunFolderError
+from gos_adapt.errors import ConfigError, Rejection, RunFolderError, VerificationError
 from gos_adapt.model.load import load_model, load_module
+from gos_adapt.model.random_array import random_array
 from gos_adapt.model.sites import find_sites
 from gos_adapt.progress import Progress, Silent
 from gos_adapt.quantities import Conditions, Measurement
@@ -39,26 +41,36 @@ from gos_adapt.result import (
     Result,
 )
 from gos_adapt.run_folder import RunFolder, replace_atomic, write_atomic
-from gos_adapt.summary import count_macs, count_parameters, summarise_profile, summarise_searches, summarise_sites
+from gos_adapt.summary import (
+    count_macs,
+    count_parameters,
+    metric_unit,
+    summarise_profile,
+    summarise_searches,
+    summarise_sites,
+)
 from gos_adapt.task import Task, evaluate_onnx, load_task
-from gos_adapt.verify import INPUTS, verify_interface, verify_numerics
+from gos_adapt.verify import INPUTS, verify_function, verify_interface, verify_numerics
 from gos_adapt.workbench import Workbench, random_inputs
 from tvm_passes.build import build_model, target_of
 from tvm_passes.compiled import Interface, load_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from device_targets import Device
     from gos_adapt.config import AdaptConfig
-    from gos_adapt.model.model import Array, Model
+    from gos_adapt.model.model import Array, Model, Replacement
     from gos_adapt.profiling.profile import Profile
+    from gos_adapt.result import Verification
     from tvm_passes.build import Built
 
 __all__ = ["adapt", "bench", "compile_to", "load_compiled", "profile_model"]
 
 DELIVERY_S = 60.0
 """Kept from the budget for compiling, verifying and timing what is delivered; at most a quarter of it."""
+RESULT, REPORT = "result.json", "report.html"
+DELIVERED = ("adapted.onnx", "adaptation.json", "adaptation.safetensors", "model.so", "model.json")
 ORIGINAL, ADAPTED = "original", "adapted"
 FP32, INT8 = "onnxruntime_fp32", "onnxruntime_int8"
 
@@ -89,18 +101,25 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
         progress.note(_opening(model, device, task))
         stages = _Stages()
         request = Request(config.epsilon, config.max_sites, config.seed)
-        loop = Loop(model, task, request, workbench, folder, progress, _budget(config, folder, progress))
+        time_left = _budget(config, folder, progress)
+        loop = Loop(model, task, request, workbench, folder, progress, time_left, partial(_write_models, folder, model))
         with stages.time("profile, select, search, splice"):
             adapted = loop.run()
-        with stages.time("compile"):
-            _write_models(folder, adapted, model)
+        for finding in (RESULT, REPORT):  # of an earlier process of this run: what follows replaces it
+            folder.remove(finding)
+        with stages.time("compile"), progress.stage("compile"):
+            _write_models(folder, model, adapted.model, adapted.replacements)
             built = _compile(adapted.model, device, folder)
         with stages.time("verify"):
-            verify_interface(adapted.model)
-            run = session.load(built.path).run
-            verification = verify_numerics(adapted.model, run, _verification_inputs(adapted.model, task))
+            try:
+                verification = _verify(model, adapted.model, built, task, session)
+            except VerificationError:
+                for artefact in DELIVERED:
+                    folder.remove(artefact)
+                raise
             int8 = _int8(model, task, folder, progress)
-            accuracy = _accuracy(model, adapted.model, int8, task, device)
+            with progress.stage("accuracy on the test split"):
+                accuracy = _accuracy(model, adapted.model, int8, task, device)
         with stages.time("measure"):
             after = loop.profile(adapted.model, find_sites(adapted.model), "adapted")
             latencies = _latencies(model, built, int8, session, progress)
@@ -115,13 +134,13 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             macs=count_macs(adapted),
             profile=summarise_profile(adapted.profile),
             sites=summarise_sites(adapted, after),
-            search=summarise_searches(adapted.steps),
+            search=summarise_searches(adapted.steps, task.metric if task else None),
             stages_s=stages.seconds,
             verification=verification,
             notes=_notes(task, adapted, folder),
         )
-        folder.save_json("result.json", result.to_json())
-        folder.save_with("report.html", partial(write_report, result))
+        folder.save_json(RESULT, result.to_json())
+        folder.save_with(REPORT, partial(write_report, result))
         progress.detail(result.verdict)
         return result
 
@@ -148,10 +167,8 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
         AdaptError: see `gos_adapt.errors`.
     """
     loaded, device = load_model(model), DEVICES[target]()
-    if batch > 1 and not isinstance(loaded.inputs[0].shape[0], str):
-        raise ConfigError(
-            f"{model} has a fixed batch of {loaded.inputs[0].shape[0]}; leave --batch out, or export it again"
-        )
+    if batch > 1 and not _has_dynamic_batch(loaded):
+        raise ConfigError(f"{model} has no dynamic batch axis; leave --batch out, or export it with one")
     folder = _folder(out)
     with progress.stage("compile"):
         replace_atomic(folder / "model.so", lambda path: build_model(loaded.proto, device, batch, path))
@@ -187,15 +204,26 @@ def _task(config: AdaptConfig, model: Model) -> Task | None:
     if isinstance(config.task, Task):
         config.task.check(model.inputs, model.outputs)
         return config.task
-    return None if config.task is None else load_task(config.task, model.inputs, model.outputs)
+    if config.task is None:
+        return None
+    if not _has_dynamic_batch(model):
+        raise ConfigError(f"a task needs a model with a dynamic batch axis, {model.name} has none; export it with one")
+    return load_task(config.task, model.inputs, model.outputs)
+
+
+def _has_dynamic_batch(model: Model) -> bool:
+    return all(isinstance(spec.shape[0], str) if spec.shape else False for spec in model.inputs)
 
 
 def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Device) -> dict[str, Any]:
-    """Everything that changes the result, but for the budget: a run may be given more time."""
+    """Everything that changes the result, but for the budget: given more time, a run goes on after its last step."""
     return {
+        "version": __version__,
         "model": model.key,
         "task": task.key if task else None,
-        "target": device.name,
+        "target": f"{device.name}: {target_of(device)}",
+        "threads": device.threads,
+        "memory_bytes": device.memory_bytes,
         "epsilon": config.epsilon,
         "max_sites": config.max_sites,
         "seed": config.seed,
@@ -234,11 +262,11 @@ def _opening(model: Model, device: Device, task: Task | None) -> str:
     return f"{model.name} for {device.name} ({device.description}); {data}"
 
 
-def _write_models(folder: RunFolder, adapted: Adapted, model: Model) -> None:
-    """Write the ONNX models and what was replaced by what."""
+def _write_models(folder: RunFolder, model: Model, adapted: Model, replacements: Sequence[Replacement]) -> None:
+    """Write the ONNX models and what was replaced by what: after every step, so that the best so far is on disk."""
     folder.save_bytes("original.onnx", model.original.SerializeToString())
-    folder.save_bytes("adapted.onnx", adapted.model.proto.SerializeToString())
-    adaptation = Adaptation.of(model, adapted.replacements)
+    folder.save_bytes("adapted.onnx", adapted.proto.SerializeToString())
+    adaptation = Adaptation.of(model, replacements)
     folder.save_json("adaptation.json", adaptation.to_json())
     folder.save_arrays("adaptation.safetensors", adaptation.arrays())
 
@@ -247,28 +275,24 @@ def _compile(model: Model, device: Device, folder: RunFolder) -> Built:
     found: list[Built] = []
     path = folder.save_with("model.so", lambda partial: found.append(build_model(model.proto, device, 1, partial)))
     folder.save_json("model.json", Interface.of(model, device.name, device.threads, 1).to_json())
-    return type(found[0])(path, found[0].kernels, found[0].parameters)
+    return replace(found[0], path=path)
 
 
-def _verification_inputs(model: Model, task: Task | None) -> list[list[Array]]:
-    """Inputs at batch 1: the task's own where there is one, random ones otherwise."""
-    if task is not None:
+def _verify(model: Model, adapted: Model, built: Built, task: Task | None, session: Session) -> Verification:
+    """Check interface and numbers: on the task's own inputs where there are any, on random ones otherwise."""
+    verify_interface(adapted)
+    if task is None:
+        inputs = [list(sample.values()) for sample in _random_samples(model, INPUTS)]
+        verify_function(model, adapted, inputs)
+    else:
         samples, _ = task.selection.part(slice(0, INPUTS)).arrays()
-        return [[sample[None]] for sample in samples]
-    return [list(sample.values()) for sample in _random_samples(model, INPUTS)]
+        inputs = [[sample[None]] for sample in samples]
+    return verify_numerics(adapted, session.load(built.path).run, inputs)
 
 
 def _random_samples(model: Model, count: int = baselines.CALIBRATION_SAMPLES) -> list[dict[str, Array]]:
     rng = np.random.default_rng(0)
-    return [
-        {
-            spec.name: rng.standard_normal(spec.at_batch(1)).astype(spec.dtype)
-            if np.issubdtype(np.dtype(spec.dtype), np.floating)
-            else np.zeros(spec.at_batch(1), spec.dtype)
-            for spec in model.inputs
-        }
-        for _ in range(count)
-    ]
+    return [{spec.name: random_array(spec.at_batch(1), spec.dtype, rng) for spec in model.inputs} for _ in range(count)]
 
 
 def _int8(model: Model, task: Task | None, folder: RunFolder, progress: Progress) -> onnx.ModelProto | Rejection:
@@ -278,7 +302,8 @@ def _int8(model: Model, task: Task | None, folder: RunFolder, progress: Progress
     if task is None:
         samples = _random_samples(model)
     else:
-        inputs, _ = task.calibration.part(slice(0, baselines.CALIBRATION_SAMPLES)).arrays()
+        every = -(-task.calibration.n // baselines.CALIBRATION_SAMPLES)
+        inputs, _ = task.calibration.part(slice(None, None, every)).arrays()
         samples = [{model.inputs[0].name: sample[None]} for sample in inputs]
     with progress.stage("int8 baseline"), TemporaryDirectory(prefix="adapt-") as scratch:
         quantized = baselines.quantize(model, samples, Path(scratch))
@@ -293,7 +318,7 @@ def _accuracy(
     """Score all three on the test split, which nothing has read before."""
     if task is None:
         return None
-    unit = "fraction" if task.metric.unit.startswith("fraction") else task.metric.unit
+    unit = metric_unit(task.metric)
 
     def value(proto: onnx.ModelProto) -> Measured:
         runtime = baselines.session(proto, device.threads)

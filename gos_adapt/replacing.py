@@ -30,8 +30,9 @@ from gos_adapt.model.sites import find_sites, overlaps
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.profiling.profile import Profile
-from gos_adapt.profiling.select import Memory, Selection, SiteCost, select
+from gos_adapt.profiling.select import Memory, Selection, SiteCost, amdahl_bound, select
 from gos_adapt.search.cascade import Context, Settings
+from gos_adapt.search.objectives.latency import latency_change_s
 from gos_adapt.search.search import choose, search
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ LESSONS = 8192
 """Training samples that distillation draws from: more would cost more to prepare than they add in so few steps."""
 SELECTION = 2048
 """Samples that candidates are scored on: the paired difference of two models on so many is known to a few tenths."""
+WORTH = 1.01
+"""Speed-up that a group must promise at best; less cannot be told from noise."""
 RANDOM_SAMPLES = 16
 RECOVER_ABOVE = 0.5
 """Share of the allowance that may be used before all replacements are trained together."""
@@ -60,6 +63,8 @@ SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_err
 QUICK = FitSettings(steps=0)
 QUICK_SAMPLES = 64
 """For the cascade: the closed form on a quarter of the samples ranks candidates well enough; the judge fits in full."""
+HOPELESS = 0.05
+"""Drop, in the metric's terms, that a short training does not mend; twice the allowance where that is more."""
 ENOUGH = 0.25
 """Share of the allowance below which a candidate need not be trained to be judged."""
 
@@ -108,7 +113,8 @@ class Adapted:
         model: With all replacements.
         replacements: In the order they were found.
         steps: All turns, also those without effect.
-        profiles: Of the original, then of the model after each replacement.
+        profile: Of the original.
+        sites: Of the original.
         selection: The last selection: for every site why it stayed.
     """
 
@@ -132,11 +138,12 @@ class Loop:
         folder: RunFolder,
         progress: Progress,
         time_left: Callable[[], float],
+        keep: Callable[[Model, tuple[Replacement, ...]], None],
     ) -> None:
         self.model, self.request = model, request
-        self.task = task and replace(task, selection=task.selection.part(slice(0, SELECTION)))
+        self.task = task and _shuffled(task, request.seed)
         self.workbench, self.folder, self.progress = workbench, folder, progress
-        self.time_left = time_left
+        self.time_left, self.keep = time_left, keep
 
     def run(self) -> Adapted:
         """Adapt; return what was done."""
@@ -147,9 +154,15 @@ class Loop:
         current, selected = self.model, set[str]()
         while True:
             sites = self._eligible(current)
-            selection = self._select(sites, profile, selected, replacements)
+            selection = self._select(current, sites, profile, selected, replacements)
             replayed = self.folder.journal.get(f"step:{len(steps)}")  # generations that step took, if it was finished
-            if not selection.group or (replayed is None and self.time_left() <= 0):
+            if not selection.group:
+                break
+            if replayed is None and self.time_left() <= 0:
+                selection = _none_selected(selection, "not selected: the time was over")
+                break
+            if selection.bound < WORTH:
+                selection = _none_selected(selection, f"not worth replacing: at most {selection.bound:.3f}x")
                 break
             group = tuple(site for site in sites if site.name in selection.group)
             step = self._step(current, group, selection, profile, len(steps), replayed)
@@ -160,13 +173,13 @@ class Loop:
             replacements += _replacements(step)
             replacements = self._recover(replacements, step, len(steps))
             current = splice(self.model, replacements)
-            self._announce(replacements)
+            self.keep(current, replacements)
+            self._announce(replacements, step)
             if len(replacements) >= self.request.max_sites:
-                selection = Selection(
-                    (), dict.fromkeys(selection.reasons, "not selected: enough sites are replaced"), 1.0
-                )
+                selection = _none_selected(selection, "not selected: enough sites are replaced")
                 break
             profile = self.profile(current, find_sites(current), f"after step {len(steps)}")
+        self.folder.journal.mark()  # a process that goes on from here knows how long this one searched
         return Adapted(current, replacements, tuple(steps), first_profile, original_sites, selection)
 
     def profile(self, model: Model, sites: Sequence[Site], when: str) -> Profile:
@@ -192,12 +205,18 @@ class Loop:
             return score(self.model, self.task.selection, self.task.metric)
 
     def _eligible(self, current: Model) -> tuple[Site, ...]:
-        """Sites that the original has too: the inside of a replacement is not replaced again."""
+        """Sites that the original has too: the inside of a replacement is not replaced again.
+
+        None for a model of several inputs, or of integers: fitting feeds one tensor of floats.
+        """
+        if [spec.dtype for spec in self.model.inputs] != ["float32"]:
+            return ()
         known = {name for node in self.model.proto.graph.node for name in node.output}
         return tuple(site for site in find_sites(current) if known.issuperset(site.nodes))
 
     def _select(
         self,
+        current: Model,
         sites: Sequence[Site],
         profile: Profile,
         selected: set[str],
@@ -214,14 +233,16 @@ class Loop:
             for site in sites
         ]
         limit = min(self.request.group_limit, self.request.max_sites - len(replacements))
-        return select(
+        selection = select(
             costs,
-            Memory(model_bytes(self.model), self.workbench.device.memory_bytes),
+            Memory(model_bytes(current), self.workbench.device.memory_bytes),
             whole_s=profile.whole.median_s,
             selected=selected,
             replaced={replacement.site for replacement in replacements},
             limit=limit,
         )
+        group = [site for site in sites if site.name in selection.group]
+        return replace(selection, bound=amdahl_bound(profile.whole.median_s, profile.group_s(group)))
 
     def _step(
         self,
@@ -234,10 +255,11 @@ class Loop:
     ) -> Step:
         names = ", ".join(site.name for site in group)
         self.progress.note(f"{group[0].kind} {names}: at most {selection.bound:.2f}x if it cost nothing")
-        deadline_s = self.time_left() - self._share()
+        share_s = self._share()
+        later_s = self.time_left() - share_s if math.isfinite(share_s) else 0.0
 
         def time_left() -> float:
-            return 0.0 if replayed is not None else self.time_left() - deadline_s
+            return 0.0 if replayed is not None else self.time_left() - later_s
 
         settings = replace(self.request.settings, epsilon=self.request.epsilon if self.task else TOLERANCE)
         context = self._context(current, group, profile, time_left)
@@ -297,6 +319,7 @@ class Loop:
             group,
             self.lessons,
             self.original_score,
+            hopeless=max(HOPELESS, 2 * self.request.epsilon),
             enough=ENOUGH * self.request.epsilon,
             time_left=time_left,
         )
@@ -334,14 +357,18 @@ class Loop:
             arrays = {f"{i}.{k}": w for i, r in enumerate(recovered.replacements) for k, w in enumerate(r.weights)}
             self.folder.save_arrays(file, arrays)
             self.folder.journal.put(key, recovered.score.value)
-        arrays = self.folder.load_arrays(file) or {}
+        arrays = self.folder.require_arrays(file)
         return tuple(
             replace(r, weights=tuple(arrays[f"{i}.{k}"] for k in range(len(r.weights))))
             for i, r in enumerate(replacements)
         )
 
-    def _announce(self, replacements: Sequence[Replacement]) -> None:
-        self.progress.best(f"{len(replacements)} sites replaced")
+    def _announce(self, replacements: Sequence[Replacement], step: Step) -> None:
+        assert step.chosen is not None
+        assert step.chosen.judgement is not None
+        saved_s = -latency_change_s(step.chosen)
+        kept = "" if self.task is None else f", {step.chosen.judgement.drop:.4f} of {self.task.metric.name} lost"
+        self.progress.best(f"{len(replacements)} sites replaced, the last saves {1e6 * saved_s:.1f} µs{kept}")
 
 
 class _Late:
@@ -356,6 +383,19 @@ class _Late:
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(*arguments)
+
+
+def _shuffled(task: Task, seed: int) -> Task:
+    """Order training and selection by chance, so that their first samples stand for all; bound the selection."""
+    rng = np.random.default_rng(seed)
+    selection = task.selection.part(rng.permutation(task.selection.n)[:SELECTION])
+    return replace(task, training=task.training.part(rng.permutation(task.training.n)), selection=selection)
+
+
+def _none_selected(selection: Selection, why: str) -> Selection:
+    """Nothing more is selected, and this is why; sites that were out before keep their own reason."""
+    reasons = {name: why if name in selection.group else reason for name, reason in selection.reasons.items()}
+    return Selection((), reasons, 1.0)
 
 
 def model_bytes(model: Model) -> int:

@@ -156,6 +156,20 @@ class RunFolder:
             raise _damaged(self.path / name, error) from error
         return arrays
 
+    def require_arrays(self, name: str) -> dict[str, Array]:
+        """Inverse of `save_arrays` for a file that the journal says is there."""
+        arrays = self.load_arrays(name)
+        if arrays is None:
+            raise _damaged(self.path / name, "the file is gone")
+        return arrays
+
+    def remove(self, name: str) -> None:
+        """Delete a file of ours, if it is there."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path / name, error) from error
+
     def _write_run(self) -> None:
         content = {"format": FORMAT, "identity": dict(self._identity), "files": self._files}
         write_atomic(self.path / RUN, json.dumps(content, indent=2).encode() + b"\n")

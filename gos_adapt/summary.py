@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from gos_adapt.quantities import Measurement
     from gos_adapt.replacing import Adapted, Step
     from gos_adapt.search.candidate import Outcome
+    from gos_adapt.task import Metric
 
 FEASIBLE, NOT_JUDGED = "feasible", "not judged"
 
 
 def summarise_profile(profile: Profile) -> ProfileSummary:
     """Give the whole and the sum of the kernels."""
-    total = sum(kernel.latency.median_s for kernel in profile.kernels if kernel.latency.ok)
-    return ProfileSummary(profile.whole, Measured(total, "s"), Count(len(profile.kernels), "kernel"))
+    total_s = sum(kernel.latency.median_s for kernel in profile.kernels if kernel.latency.ok)
+    return ProfileSummary(profile.whole, Measured(total_s, "s"), Count(len(profile.kernels), "kernel"))
 
 
 def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
@@ -73,9 +74,14 @@ def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
     )
 
 
-def summarise_searches(steps: tuple[Step, ...]) -> tuple[GroupSearch, ...]:
+def summarise_searches(steps: tuple[Step, ...], metric: Metric | None) -> tuple[GroupSearch, ...]:
     """Say for every search what it looked at and where it ended."""
-    return tuple(_search(step) for step in steps)
+    return tuple(_search(step, metric_unit(metric) if metric else "1") for step in steps)
+
+
+def metric_unit(metric: Metric) -> str:
+    """Return the unit of a metric's value in results: top-k and overlaps are fractions of 1."""
+    return "fraction" if metric.higher_is_better else metric.unit
 
 
 def count_parameters(before: Model, after: Model) -> Change:
@@ -100,6 +106,8 @@ def _fate(site: Site, step: Step) -> str:
     reason = step.selection.reasons[site.name]
     if step.chosen is not None:
         return f"{reason}; replaced"
+    if not any(outcome.judgement for outcome in step.front.outcomes if not outcome.is_original):
+        return f"{reason}; kept, because no candidate was promising enough, or in time, to be judged"
     if not step.front.best:
         return f"{reason}; kept, because no candidate met the accuracy constraint"
     return f"{reason}; kept, because no feasible candidate was clearly faster"
@@ -133,7 +141,7 @@ def _operator(operator: OperatorGraph, latency: Measurement) -> OperatorSummary:
     )
 
 
-def _search(step: Step) -> GroupSearch:
+def _search(step: Step, unit: str) -> GroupSearch:
     outcomes = {name: step.front.stopped[name] for name in LEVEL_NAMES if step.front.stopped.get(name)}
     bred = [outcome for outcome in step.front.outcomes if not outcome.is_original]
     outcomes[NOT_JUDGED] = sum(outcome.waiting for outcome in bred)
@@ -143,16 +151,16 @@ def _search(step: Step) -> GroupSearch:
         sites=tuple(site.name for site in step.sites),
         outcomes={name: count for name, count in outcomes.items() if count},
         levels_s=dict(step.front.seconds),
-        candidates=tuple(_candidate(o, step) for o in bred if o.fit_error is not None or o.latency is not None),
+        candidates=tuple(_candidate(o, step, unit) for o in bred if o.fit_error is not None or o.latency is not None),
     )
 
 
-def _candidate(outcome: Outcome, step: Step) -> CandidateResult:
+def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
     operator, judgement = outcome.candidate.operator, outcome.judgement
     timed = outcome.latency is not None and outcome.latency.ok
     timed = timed and outcome.original_latency is not None and outcome.original_latency.ok
     change = Measured(latency_change_s(outcome) / len(step.sites), "s") if timed else None
-    score = None if judgement is None or judgement.score is None else Measured(judgement.score, "fraction")
+    score = None if judgement is None or judgement.score is None else Measured(judgement.score, unit)
     return CandidateResult(
         key=operator.key,
         text=operator.text,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from device_targets.session import Effort, Session, measure
-from gos_adapt.errors import AdaptError
+from device_targets.session import LOST, Effort, Session, measure
+from gos_adapt.errors import AdaptError, DeviceError
+from gos_adapt.model.random_array import random_array
 from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.profiling.profile import KernelLatency, Profile, attribute
 from gos_adapt.quantities import Measurement
@@ -57,6 +58,8 @@ class Workbench:
             },
             PROFILE_EFFORT,
         )
+        if not measured[WHOLE].ok:
+            raise DeviceError(f"{self.device.name} could not run {model.name}: {measured[WHOLE].error}")
         latencies = [KernelLatency(k.name, k.tensors, k.rule, measured[k.name]) for k in kernels.kernels]
         return attribute(measured[WHOLE], latencies, sites)
 
@@ -85,11 +88,14 @@ class Workbench:
                 for half in halves
                 for name, latency in self._measure_functions({name: protos[name] for name in half}).items()
             }
-        return measure(
+        measured = measure(
             self.session,
             {name: partial(library.function_evaluator, name, random_inputs(built, name)) for name in protos},
             CANDIDATE_EFFORT,
         )
+        for name in [name for name, latency in measured.items() if (latency.error or "").startswith(LOST)]:
+            measured |= self._measure_functions({name: protos[name]})  # another one's crash is not this one's fault
+        return measured
 
     def _path(self) -> Path:
         """A new file name: a device never sees two libraries of one name."""
@@ -98,9 +104,6 @@ class Workbench:
 
 
 def random_inputs(built: Built, function: str) -> list[Array]:
-    """Standard normal inputs for a compiled function; integers are zeros."""
+    """Random inputs for a compiled function."""
     rng = np.random.default_rng(0)
-    return [
-        rng.standard_normal(shape).astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(shape, dtype)
-        for shape, dtype in built.parameters[function]
-    ]
+    return [random_array(shape, dtype, rng) for shape, dtype in built.parameters[function]]

@@ -156,6 +156,8 @@ class AccuracyJudge:
         task = self._lessons.task
         value = _score(self._adapted, operators, self._selection, task.selection, task.metric, samples).value
         weights = tuple(operators[self._order.index(k)].weights() for k in range(len(operators)))
+        if not np.isfinite(value):
+            return Judgement(None, float(np.finfo(np.float32).max), weights)
         return Judgement(value, task.metric.drop(self._original_score.value, value), weights)
 
 
@@ -297,7 +299,7 @@ def recover(
         progress=progress,
     )
     after = _score(adapted, operators, selection, task.selection, task.metric)
-    if task.metric.drop(before.value, after.value) >= 0:
+    if not np.isfinite(after.value) or task.metric.drop(before.value, after.value) >= 0:
         return Recovered(splice(model, replacements), tuple(replacements), before)
     trained = {r.site: replace(r, weights=o.weights()) for r, o in zip(chosen, operators, strict=True)}
     rest = replace(model, proto=adapted.executor.write_back()) if trainable == "all" else model

@@ -19,6 +19,7 @@ from gos_adapt.model.canonicalise import BATCH, canonicalise
 from gos_adapt.model.load_apart import load_apart
 from gos_adapt.model.model import Model, TensorSpec
 from gos_adapt.model.onnx_file import inline_weights, parse, read_bytes
+from gos_adapt.model.random_array import random_array
 from gos_adapt.model.wording import quote
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _check_computes_the_same(original: onnx.ModelProto, proto: onnx.ModelProto) 
     inputs = _specs(proto.graph.input)
     dynamic = any(BATCH in spec.shape for spec in inputs)
     for batch in (1, 2) if dynamic else (1,):
-        feeds = {spec.name: _random(spec, batch, rng) for spec in inputs}
+        feeds = {spec.name: random_array(spec.at_batch(batch), spec.dtype, rng) for spec in inputs}
         try:
             expected = _run(original, feeds)
         except _ORT_ERRORS as error:
@@ -165,13 +166,6 @@ def _check_close(name: str, actual: Array, expected: Array) -> None:
             f"output {quote(name)} of the canonical form differs from the original's by more than {bound:.2g}; "
             "please report this model"
         )
-
-
-def _random(spec: TensorSpec, batch: int, rng: np.random.Generator) -> Array:
-    shape = spec.at_batch(batch)
-    if spec.dtype.startswith("float"):
-        return rng.standard_normal(shape).astype(spec.dtype)
-    return rng.integers(0, 2, shape).astype(spec.dtype)  # indices that exist in any table
 
 
 def _run(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,12 @@ class Profile:
             return None
         return self.kernel_sum.median_s / self.whole.median_s - 1
 
+    def group_s(self, sites: Sequence[Site]) -> float:
+        """Seconds of all kernels that compute any part of these sites, each counted once."""
+        covered = {name for site in sites for name in (*site.nodes, site.output)}
+        mine = (kernel.latency for kernel in self.kernels if not covered.isdisjoint(kernel.tensors))
+        return sum(latency.median_s for latency in mine if latency.ok)
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
@@ -105,7 +111,7 @@ def together(latencies: Sequence[Measurement], like: Measurement) -> Measurement
         latencies: Taken interleaved, so that the same position means about the same moment.
         like: Gives the conditions.
     """
-    conditions = type(like.conditions)(like.conditions.device, like.conditions.threads, like.conditions.date, ALONE)
+    conditions = replace(like.conditions, method=ALONE)
     failed = next((latency.error for latency in latencies if not latency.ok), None)
     if failed is not None or not latencies:
         return Measurement((), conditions, failed or "no kernel of its own: it was folded away")

@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -312,14 +313,14 @@ def _judge(outcome: Outcome, key: str, context: Context, settings: Settings) -> 
 
 def _remembered_judgement(candidate: Candidate, key: str, context: Context) -> Judgement:
     """The judgement in the run folder: numbers in the journal, weights in a file that is written first."""
-    file = f"weights-{candidate.operator.key}-{context.model_key}.safetensors"
+    file = f"weights-{sha256(key.encode()).hexdigest()[:16]}.safetensors"  # the key names the group too
     if key not in context.folder.journal:
         fresh = context.judge(candidate.operator, candidate.weights)
         arrays = {f"{k}.{i}": array for k, own in enumerate(fresh.weights) for i, array in enumerate(own)}
         context.folder.save_arrays(file, arrays)
         context.folder.journal.put(key, [fresh.score, fresh.drop])
     score, drop = context.folder.journal.get(key)
-    arrays = context.folder.load_arrays(file) or {}
+    arrays = context.folder.require_arrays(file)
     count = len(candidate.operator.weights)
     weights = tuple(tuple(arrays[f"{k}.{i}"] for i in range(count)) for k in range(len(context.sites)))
     return Judgement(score, drop, weights)
