@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,12 +39,14 @@ def main() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
     port = listener.getsockname()[1]
+    home = Path.cwd()
     print(port, flush=True)
     while True:
         try:
             server._listen_loop(listener, port, key, None, None, None)
         except RuntimeError as crash:  # TVM reports a crashed session child this way; the next session is served
             print(crash, file=sys.stderr, flush=True)
+            os.chdir(home)  # TVM leaves us in the session's folder, which is gone
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,7 +42,7 @@ Array = np.ndarray[Any, Any]
 Evaluator = Callable[[int, int], Sequence[float]]
 
 _START_TIMEOUT_S = 120.0
-_SESSION_TIMEOUT_S = 3600.0
+_CALL_TIMEOUT_S = 300.0
 _SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
 _METHOD = "rpc time_evaluator"
 LOST = "the device lost the session"
@@ -72,7 +75,7 @@ class Session:
         self._uploads = 0
 
     def __enter__(self) -> Session:
-        self._folder = tempfile.TemporaryDirectory(prefix="adapt-")
+        self._folder = tempfile.TemporaryDirectory(prefix="adapt-", ignore_cleanup_errors=True)
         try:
             self._start()
             self._connect()
@@ -84,14 +87,7 @@ class Session:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._remote = None
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
-            for stream in (self._server.stdin, self._server.stdout):
-                if stream is not None:
-                    stream.close()
-            self._server = None
+        self._stop()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -107,16 +103,15 @@ class Session:
         try:
             self._uploads += 1
             name = f"{self._uploads}-{library.name}"  # overwriting a library that is mapped would crash the device
-            self._remote.upload(str(library), name)
-            return Library(self, self._remote.load_module(name))
+            with self.watched("loading a library"):
+                self._remote.upload(bytearray(library.read_bytes()), name)
+                loaded = Library(self, self._remote.load_module(name))
+                self._remote.remove(name)  # mapped by now: nothing piles up on the device
+            return loaded
         except Exception as failure:
             if not self.alive():
                 raise self._unreachable("while it loaded a library") from failure
             raise DeviceError(f"device {self.device.name} refused {library.name}: {last_line(failure)}") from failure
-
-    def tensor(self, array: Array) -> Any:
-        """Copy an array to the device."""
-        return tvm.runtime.tensor(array, self._remote.cpu())
 
     def conditions(self) -> Conditions:
         """What measurements taken now are taken under."""
@@ -126,54 +121,97 @@ class Session:
 
     def alive(self) -> bool:
         """Whether the device answers."""
-        if self._remote is None:
+        if self._remote is None or self._server is None or self._server.poll() is not None:
             return False
         try:
-            self._remote.get_function("runtime.GetDeviceAttr")
+            with self.watched("a sign of life"):
+                self._remote.get_function("runtime.GetDeviceAttr")
         except Exception:  # TVM raises whatever the transport raises; the answer is the same
             return False
         return True
 
     def ensure_alive(self) -> None:
-        """Reconnect after a crash of the code under test.
+        """Reconnect after a crash of the code under test, to the same server or else to a new one.
 
         Raises:
-            DeviceUnreachableError: the server itself is gone and does not come back.
+            DeviceUnreachableError: no server comes up.
         """
         if self.alive():
             return
-        if self._server is None or self._server.poll() is not None:
+        self._remote = None
+        try:
+            self._connect()
+        except DeviceUnreachableError:
             self._start()
-        self._connect()
+            self._connect()
 
     def _start(self) -> None:
         if self._folder is None:
             raise DeviceError(f"the session with {self.device.name} is closed; open it with 'with Session(device):'")
+        self._stop()
         environment = os.environ | {"TVM_NUM_THREADS": str(self.device.threads), "TMPDIR": self._folder.name}
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "device_targets.local_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(Path(self._folder.name) / "server.log").open("a"),
-            env=environment,
-            text=True,
-            start_new_session=True,  # Ctrl-C at the terminal reaches us alone; we end the server
-        )
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
+        with (Path(self._folder.name) / "server.log").open("a") as log:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "device_targets.local_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                text=True,
+                start_new_session=True,  # Ctrl-C at the terminal reaches us alone; we end the server
+            )
+        stdin, stdout = self._server.stdin, self._server.stdout
+        assert stdin is not None
+        assert stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._server.stdin.write(self._key + "\n")
-            self._server.stdin.flush()
-        line = self._server.stdout.readline()
+            stdin.write(self._key + "\n")
+            stdin.flush()
+        ready, _, _ = select.select([stdout], [], [], _START_TIMEOUT_S)
+        line = stdout.readline() if ready else ""
         if not line.strip().isdigit():
             raise self._unreachable("when its RPC server started")
         self._port = int(line)
 
+    def _stop(self) -> None:
+        """End the server and the session that it forked."""
+        self._remote = None
+        if self._server is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._server.pid, signal.SIGKILL)
+        self._server.wait()
+        for stream in (self._server.stdin, self._server.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._server = None
+
     def _connect(self) -> None:
+        if self._server is None:
+            raise self._unreachable("when connecting")
         try:
-            self._remote = rpc.connect("127.0.0.1", self._port, self._key, session_timeout=_SESSION_TIMEOUT_S)
+            with self.watched("connecting"):
+                self._remote = rpc.connect("127.0.0.1", self._port, self._key)
         except Exception as failure:
             raise self._unreachable("when connecting") from failure
+
+    @contextlib.contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """Bound a remote call in time: one that hangs loses its server, and fails like one that crashed."""
+
+        def kill() -> None:
+            if self._server is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._server.pid, signal.SIGKILL)
+
+        watchdog = threading.Timer(_CALL_TIMEOUT_S, kill)
+        watchdog.daemon = True
+        watchdog.name = f"watchdog: {what}"
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
 
     def _unreachable(self, when: str) -> DeviceUnreachableError:
         log = ""
@@ -190,10 +228,11 @@ class Library:
 
     def __init__(self, session: Session, module: Any) -> None:
         self.session, self._module = session, module
+        self._remote = session._remote
 
     @cached_property
     def _machine(self) -> Any:
-        return relax.VirtualMachine(self._module, self.session._remote.cpu())
+        return relax.VirtualMachine(self._module, self._remote.cpu())
 
     def run(self, inputs: Sequence[Array], function: str = "main") -> tuple[Array, ...]:
         """Run a Relax function once; return its outputs.
@@ -202,10 +241,13 @@ class Library:
             DeviceError: it fails on the device.
         """
         try:
-            self._machine.set_input(function, *(self.session.tensor(array) for array in inputs))
-            self._machine.invoke_stateful(function)
-            outputs = self._machine.get_outputs(function)
+            with self.session.watched("running a function"):
+                self._machine.set_input(function, *(self._tensor(array) for array in inputs))
+                self._machine.invoke_stateful(function)
+                outputs = self._machine.get_outputs(function)
         except Exception as failure:
+            if not self.session.alive():
+                raise self.session._unreachable(f"while {function!r} ran") from failure
             raise DeviceError(
                 f"running {function!r} on {self.session.device.name} failed: {last_line(failure)}"
             ) from failure
@@ -214,26 +256,31 @@ class Library:
 
     def function_evaluator(self, function: str, inputs: Sequence[Array]) -> Evaluator:
         """Return what times a Relax function on fixed inputs: (number, repeat) -> seconds per run."""
-        self._machine.set_input(function, *(self.session.tensor(array) for array in inputs))
+        self._machine.set_input(function, *(self._tensor(array) for array in inputs))
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
             evaluator = self._machine.time_evaluator(
-                "invoke_stateful", self.session._remote.cpu(), number=number, repeat=repeat
+                "invoke_stateful", self._remote.cpu(), number=number, repeat=repeat
             )
-            return list(evaluator(function).results)
+            with self.session.watched(function):
+                return list(evaluator(function).results)
 
         return evaluate
 
     def kernel_evaluator(self, kernel: str, parameters: Sequence[tuple[tuple[int, ...], str]]) -> Evaluator:
         """Return what times one kernel on random inputs: (number, repeat) -> seconds per run."""
         rng = np.random.default_rng(0)
-        arguments = [self.session.tensor(rng.random(shape).astype(dtype)) for shape, dtype in parameters]
+        arguments = [self._tensor(rng.random(shape).astype(dtype)) for shape, dtype in parameters]
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
-            evaluator = self._module.time_evaluator(kernel, self.session._remote.cpu(), number=number, repeat=repeat)
-            return list(evaluator(*arguments).results)
+            evaluator = self._module.time_evaluator(kernel, self._remote.cpu(), number=number, repeat=repeat)
+            with self.session.watched(kernel):
+                return list(evaluator(*arguments).results)
 
         return evaluate
+
+    def _tensor(self, array: Array) -> Any:
+        return tvm.runtime.tensor(array, self._remote.cpu())
 
 
 def measure(
@@ -247,7 +294,8 @@ def measure(
         effort: How much.
 
     Returns:
-        A measurement each; one that failed holds the reason and the others go on.
+        A measurement each; one that failed holds the reason. When it takes the session with it, the others fail with
+        `LOST`: they must be prepared and measured again.
     """
     ready: dict[str, Evaluator] = {}
     numbers: dict[str, int] = {}

@@ -67,7 +67,7 @@ class VerificationError(AdaptError):
 
 def last_line(failure: BaseException) -> str:
     """Return what a foreign error says in the end, on one bounded line: the last words name the cause."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip() and not line.strip().startswith("#")]
     return (lines[-1] if lines else type(failure).__name__)[:300]
 
 

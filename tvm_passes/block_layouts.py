@@ -9,8 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvm_passes.compat import IRModule, PassContext, Schedule, is_reduction, module_pass, relax, shape_of
-from tvm_passes.kernel_calls import KernelCall, NewCall, kernel_calls, relax_functions, rewrite_kernel_calls
+from tvm_passes.compat import IRModule, PassContext, Schedule, is_reduction, module_pass, reduces, relax, shape_of
+from tvm_passes.kernel_calls import (
+    KernelCall,
+    NewCall,
+    is_kernel_call,
+    kernel_calls,
+    relax_functions,
+    rewrite_kernel_calls,
+)
 
 if TYPE_CHECKING:
     from tvm_passes.schedules.cpu import Cpu
@@ -73,6 +80,7 @@ class BlockLayouts:
     def _reindex(self, call: KernelCall, blocked: dict[int, int], result: int | None) -> Any:
         schedule = Schedule(call.func)
         params = list(call.func.params)
+        assert len({param.name for param in params}) == len(params), "buffers are told apart by name"
         wanted = {params[i].name: block for i, block in blocked.items()}
         if result is not None:
             wanted[params[-1].name] = result
@@ -101,7 +109,7 @@ def _spatial(call: KernelCall) -> bool:
     reductions = [block for block in blocks if is_reduction(block)]
     if not reductions:
         return True
-    return len(reductions) == 1 and sum(int(axis.iter_type) == 2 for axis in reductions[0].iter_vars) > 1
+    return len(reductions) == 1 and sum(map(reduces, reductions[0].iter_vars)) > 1
 
 
 def _used_outside_kernels(function: Any) -> set[Any]:
@@ -114,7 +122,7 @@ def _used_outside_kernels(function: Any) -> set[Any]:
 
     for block in function.body.blocks:
         for binding in block.bindings:
-            if not (isinstance(binding.value, relax.Call) and str(binding.value.op.name) == "relax.call_tir"):
+            if not is_kernel_call(binding.value):
                 relax.analysis.post_order_visit(binding.value, visit)
     relax.analysis.post_order_visit(function.body.body, visit)
     return used

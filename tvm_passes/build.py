@@ -46,7 +46,7 @@ def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path) 
     Raises:
         ModelImportError: TVM cannot import or compile it.
     """
-    return _export(lower(import_onnx(proto, batch), cpu_of(device)), device, path)
+    return _export(_lower(import_onnx(proto, batch), device), device, path)
 
 
 def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
@@ -58,7 +58,7 @@ def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path
     Raises:
         ModelImportError: TVM cannot import or compile it.
     """
-    lowered = lower(import_onnx(proto, batch), cpu_of(device))
+    lowered = _lower(import_onnx(proto, batch), device)
     kernels = {
         variable.name_hint: function.with_attr("global_symbol", variable.name_hint)
         for variable, function in lowered.module.functions_items()
@@ -78,7 +78,7 @@ def build_functions(protos: Mapping[str, onnx.ModelProto], device: Device, batch
     joiner = _Joiner()
     for name, proto in protos.items():
         joiner.join(name, import_onnx(proto, batch))
-    return _export(lower(joiner.builder_.get(), cpu_of(device), blocked_boundary=True), device, path)
+    return _export(_lower(joiner.builder_.get(), device, blocked_boundary=True), device, path)
 
 
 def cpu_of(device: Device) -> Cpu:
@@ -94,21 +94,30 @@ def target_of(device: Device) -> Target:
     return Target(target)
 
 
+def _lower(module: IRModule, device: Device, *, blocked_boundary: bool = False) -> Lowered:
+    try:
+        return lower(module, cpu_of(device), blocked_boundary=blocked_boundary)
+    except Exception as failure:  # a pass of TVM's or ours met what it does not know
+        raise ModelImportError(f"the model could not be compiled: {last_line(failure)}") from failure
+
+
 def _export(lowered: Lowered, device: Device, path: Path) -> Built:
     try:
         executable = tvm.compile(lowered.module, target_of(device))
     except Exception as failure:
         raise ModelImportError(f"TVM could not compile the model: {last_line(failure)}") from failure
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        linked = Path(folder) / path.name
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            linked = Path(folder) / path.name
             executable.export_library(str(linked))
-        except Exception as failure:  # whatever the linker says
-            raise ConfigError(
-                f"the compiled model could not be linked ({last_line(failure)}); a C++ compiler (g++) must be "
-                f"installed, and {path.parent} must have room"
-            ) from failure
-        linked.replace(path)
+            linked.replace(path)
+    except OSError:
+        raise
+    except Exception as failure:  # whatever the linker says
+        raise ConfigError(
+            f"the compiled model could not be linked ({last_line(failure)}); a C++ compiler (g++) must be installed, "
+            f"and {path.parent} must have room"
+        ) from failure
     return Built(path, lowered.kernels, lowered.parameters)
 
 

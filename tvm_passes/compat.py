@@ -38,6 +38,7 @@ __all__ = [
     "is_reduction",
     "module_pass",
     "mutator",
+    "reduces",
     "register_error",
     "relax",
     "shape_of",
@@ -60,9 +61,14 @@ def shape_of(buffer: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in buffer.ty.shape)
 
 
+def reduces(axis: Any) -> bool:
+    """Whether a block sums (or takes the maximum ...) over this axis of it."""
+    return int(axis.iter_type) == _REDUCTION_AXIS
+
+
 def is_reduction(block: Any) -> bool:
-    """Whether a block sums (or takes the maximum ...) over any of its axes."""
-    return any(int(axis.iter_type) == _REDUCTION_AXIS for axis in block.iter_vars)
+    """Whether a block reduces over any of its axes."""
+    return any(reduces(axis) for axis in block.iter_vars)
 
 
 def variables_in(expression: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gos_adapt.model.model import Model, TensorSpec
 from tvm_passes.compat import relax, tvm
 
 Array = np.ndarray[Any, Any]
-MAX_BYTES = 2**20
+MAX_DESCRIPTION_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,16 @@ class CompiledModel:
         specs = self.interface.inputs
         if len(arrays) != len(specs):
             raise ConfigError(f"{self.interface.name} takes {len(specs)} inputs, got {len(arrays)}")
-        for spec, array in zip(specs, arrays, strict=True):
-            if tuple(array.shape) != spec.shape:
+        for spec, array in zip(specs, map(np.asarray, arrays), strict=True):
+            if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+                raise ConfigError(f"input {spec.name!r} of {self.interface.name} takes {spec.dtype}, got {array.dtype}")
+            if array.shape != spec.shape:
                 raise ConfigError(
-                    f"input {spec.name!r} of {self.interface.name} takes shape {spec.shape}, got {tuple(array.shape)}; "
+                    f"input {spec.name!r} of {self.interface.name} takes shape {spec.shape}, got {array.shape}; "
                     "compile with another --batch for another batch size"
                 )
         values = [
-            tvm.runtime.tensor(np.ascontiguousarray(array, spec.dtype))
+            tvm.runtime.tensor(np.asarray(array, spec.dtype, order="C"))
             for spec, array in zip(specs, arrays, strict=True)
         ]
         result = self._machine["main"](*values)
@@ -108,8 +111,8 @@ def load_compiled(path: Path | str) -> CompiledModel:
     """Load a compiled model.
 
     Args:
-        path: ``model.so``, or the folder that holds it; ``model.json`` must lie beside it. A compiled library is code:
-            load only what you trust.
+        path: ``model.so``, or the folder that holds it; ``model.json`` must lie beside it, and says how many threads
+            TVM may use in this process from now on. A compiled library is code: load only what you trust.
 
     Raises:
         ConfigError: there is no compiled model.
@@ -118,7 +121,10 @@ def load_compiled(path: Path | str) -> CompiledModel:
     library = Path(path) / "model.so" if Path(path).is_dir() else Path(path)
     description = library.with_name("model.json")
     try:
-        content = description.read_bytes()[:MAX_BYTES]
+        with description.open("rb") as file:
+            content = file.read(MAX_DESCRIPTION_BYTES + 1)
+        if len(content) > MAX_DESCRIPTION_BYTES:
+            raise ConfigError(f"{description} is larger than {MAX_DESCRIPTION_BYTES} bytes, which no description is")
         interface = Interface.from_json(json.loads(content))
     except OSError as error:
         raise ConfigError(
@@ -126,7 +132,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{description} is not JSON ({error}); compile the model again") from error
-    tvm.get_global_func("runtime.config_threadpool")(1, interface.threads)
+    tvm.get_global_func("runtime.config_threadpool")(1, max(1, min(interface.threads, os.cpu_count() or 1)))
     try:
         machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     except Exception as failure:

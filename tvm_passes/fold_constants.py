@@ -61,7 +61,7 @@ class _Folder(relax.PyExprMutator):  # type: ignore[misc]
         if not all(isinstance(argument, Constant) for argument in arguments):
             return call
         array = fold(call, *(argument.value.numpy() for argument in arguments))
-        return relax.const(np.ascontiguousarray(array).reshape(array.shape))
+        return relax.const(np.ascontiguousarray(array).reshape(array.shape), str(array.dtype))
 
     def _value(self, argument: Any) -> Any:
         return self.lookup_binding(argument) if isinstance(argument, relax.Var) else argument

@@ -42,16 +42,18 @@ def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
     except Exception as failure:
         raise ModelImportError(f"TVM's ONNX importer failed on this model: {last_line(failure)}") from failure
     names = [output.name for output in every.graph.output]
-    return _keep_outputs(module, names, len(proto.graph.output))
+    return _keep_outputs(module, names, len(proto.graph.output), {name: i for i, name in enumerate(tensors)})
 
 
-def _keep_outputs(module: IRModule, names: list[str], keep: int) -> IRModule:
+def _keep_outputs(module: IRModule, names: list[str], keep: int, order: dict[str, int]) -> IRModule:
     """Name each variable after its tensor and return only the first `keep` outputs."""
     main = module["main"]
     result = main.body.body
     bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
     outputs = list(bound[result].fields) if isinstance(bound[result], relax.Tuple) else [result]
-    tensor_of = dict(zip(outputs, names, strict=True))
+    tensor_of: dict[Any, str] = {}
+    for var, name in sorted(zip(outputs, names, strict=True), key=lambda pair: order.get(pair[1], -1)):
+        tensor_of.setdefault(var, name)  # a variable may stand for several tensors: it is the first that computes it
     if keep == 1:
         tensor_of[result] = names[0]
     renamer = _Renamer(module, result, tensor_of, keep)

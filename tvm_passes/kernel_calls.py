@@ -129,7 +129,10 @@ class _Rewriter(relax.PyExprMutator):  # type: ignore[misc]
         new = self.rewrite(call)
         kernel = self.builder_.add_func(new.func, call.kernel)
         arguments = [new.constants.get(i, self.visit_expr(arg)) for i, arg in enumerate(call.args)]
-        value = self.builder_.normalize(relax.call_tir(kernel, arguments, new.result))
+        several = isinstance(new.result, relax.TupleType)
+        value = self.builder_.normalize(
+            relax.call_tir(kernel, arguments, list(new.result.fields) if several else new.result)
+        )
         var = type(binding.var)(binding.var.name, new.result)
         self.set_var_remap(binding.var, var)
         self.builder_.emit_normalized(relax.VarBinding(var, value))

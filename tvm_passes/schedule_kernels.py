@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm_passes.compat import IRModule, PassContext, module_pass, relax
 from tvm_passes.kernel_calls import KernelCall, NewCall, rewrite_kernel_calls
-from tvm_passes.schedules import Cpu, Scheduled, schedule_kernel
+from tvm_passes.schedules import Cpu, Packing, Scheduled, schedule_kernel
 
 
 @module_pass(opt_level=0, name="ScheduleKernels")
@@ -21,6 +23,7 @@ class ScheduleKernels:
 
     def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
         """Apply the pass."""
+        self.rules = []
         done: dict[tuple[str, frozenset[int]], Scheduled] = {}
 
         def schedule(call: KernelCall) -> NewCall:
@@ -29,9 +32,12 @@ class ScheduleKernels:
                 done[key] = schedule_kernel(call.func, self.cpu, call.constants)
             scheduled = done[key]
             self.rules.append(scheduled.rule)
-            constants = {
-                i: relax.const(packing.apply(call.args[i].value.numpy())) for i, packing in scheduled.packings.items()
-            }
+            constants = {i: _packed(call.args[i], packing) for i, packing in scheduled.packings.items()}
             return NewCall(scheduled.func.with_attrs(dict(call.func.attrs or {})), call.result, constants)
 
         return rewrite_kernel_calls(module, schedule)
+
+
+def _packed(constant: Any, packing: Packing) -> Any:
+    array = packing.apply(constant.value.numpy())
+    return relax.const(array, str(array.dtype))  # without the dtype, 64-bit numbers would become 32-bit ones

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gos_adapt.errors import Rejection
+from gos_adapt.errors import Rejection, last_line
+from tvm_passes.compat import ScheduleError
 from tvm_passes.schedules.cpu import Cpu
 from tvm_passes.schedules.elementwise import schedule_elementwise
 from tvm_passes.schedules.kernel import Fused, Packing, Scheduled
@@ -35,7 +36,13 @@ def schedule_kernel(func: PrimFunc, cpu: Cpu, packable: frozenset[int]) -> Sched
     """
     reasons = []
     for rule in RULES:
-        result = rule(Fused(func), cpu, packable)
+        kernel = Fused(func)
+        if kernel.results > 1:
+            return Scheduled(func, f"none: writes {kernel.results} results")
+        try:
+            result = rule(kernel, cpu, packable)
+        except ScheduleError as error:
+            result = Rejection(f"a primitive refused: {last_line(error)}")
         if isinstance(result, Scheduled):
             return result
         reasons.append(result.reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, is_reduction, shape_of
+from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, is_reduction, reduces, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class Scheduled:
 
 
 class Fused:
-    """A fused kernel under a schedule: its blocks in program order, at most one of them a reduction.
+    """A fused kernel under a schedule: its blocks in program order.
 
     Attributes:
         schedule: The schedule being built; `Fused` is the only owner.
@@ -63,6 +63,13 @@ class Fused:
         """The function as scheduled so far."""
         return self.schedule.mod[ENTRY]
 
+    @property
+    def results(self) -> int:
+        """How many parameters the kernel writes."""
+        params = list(self.func.params)
+        written = [self.schedule.get(block).writes[0].source for block in self.blocks]
+        return sum(any(param.same_as(buffer) for buffer in written) for param in params)
+
     def written(self, block: SBlockRV) -> tuple[int, ...]:
         """Shape of the buffer a block writes."""
         return shape_of(self.schedule.get(block).writes[0].source)
@@ -74,4 +81,4 @@ class Fused:
     def blocked_axis(self, block: SBlockRV) -> int | None:
         """Which axis of `block` is stored in blocks of the last dimension, when its result is (n, c/b, ..., b)."""
         written, axes = self.written(block), self.schedule.get(block).iter_vars
-        return 1 if len(written) == 5 and sum(int(axis.iter_type) == 0 for axis in axes) == 4 else None
+        return 1 if len(written) == 5 and sum(not reduces(axis) for axis in axes) == 4 else None

@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
+from tvm_passes.compat import reduces
 from tvm_passes.schedules.kernel import Fused, Scheduled
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ def schedule_rows(kernel: Fused, cpu: Cpu, _packable: frozenset[int] = frozenset
         return Rejection("has no blocks")
     for block in kernel.blocks:
         loops = list(schedule.get_loops(block))
-        reduces = block in kernel.reductions
+        is_reduction = block in kernel.reductions
         extents = kernel.axis_extents(block)
         if not loops or prod(extents) < cpu.serial_below:
             continue
-        if reduces:
+        if is_reduction:
             wide = next((i for i, loop in enumerate(loops) if int(schedule.get(loop).extent) > 1), 0)
-            if int(schedule.get(block).iter_vars[wide].iter_type) == 0:
+            if not reduces(schedule.get(block).iter_vars[wide]):
                 schedule.parallel(loops[wide])
         else:
             schedule.parallel(schedule.fuse(*loops))

@@ -21,11 +21,9 @@ from math import prod
 from typing import Any, Literal
 
 from gos_adapt.errors import Rejection
-from tvm_passes.compat import LoopRV, SBlockRV, shape_of, variables_in
+from tvm_passes.compat import LoopRV, SBlockRV, reduces, shape_of, variables_in
 from tvm_passes.schedules.cpu import Cpu, largest_divisor
 from tvm_passes.schedules.kernel import Fused, Packing, Scheduled
-
-_REDUCES = 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,9 @@ def schedule_tiled_reduction(
         schedule.compute_inline(block)
     store = epilogue[-1] if epilogue else schedule.cache_write(reduction, 0, "global")
     extents = kernel.axis_extents(store)
-    if not extents or kernel.axis_extents(reduction)[: len(extents)] != extents:
+    axes_of = schedule.get(reduction).iter_vars
+    kept = tuple(int(axis.dom.extent) for axis in axes_of if not reduces(axis))
+    if not extents or kept != extents:
         return Rejection("the epilogue changes the shape of the result")
     axes = _axes(kernel, store, extents)
     tiling = tiling or default_tiling(kernel, store, axes, cpu)
@@ -208,7 +208,7 @@ def _order_reduction(
 def _blocked_reduction_axes(kernel: Fused, reduction: SBlockRV) -> dict[int, int]:
     """Reduction axes that walk a blocked dimension of what they read, with the block's size."""
     block = kernel.schedule.get(reduction)
-    positions = {axis.var: i for i, axis in enumerate(block.iter_vars) if int(axis.iter_type) == _REDUCES}
+    positions = {axis.var: i for i, axis in enumerate(block.iter_vars) if reduces(axis)}
     found: dict[int, int] = {}
     for read in block.reads:
         shape = shape_of(read.source)
