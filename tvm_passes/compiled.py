@@ -112,7 +112,8 @@ def load_compiled(path: Path | str) -> CompiledModel:
 
     Args:
         path: ``model.so``, or the folder that holds it; ``model.json`` must lie beside it, and says how many threads
-            TVM may use in this process from now on. A compiled library is code: load only what you trust.
+            TVM may use in this process (unless ``TVM_NUM_THREADS`` is set, or TVM's thread pool runs already). A
+            compiled library is code: load only what you trust.
 
     Raises:
         ConfigError: there is no compiled model.
@@ -132,7 +133,10 @@ def load_compiled(path: Path | str) -> CompiledModel:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{description} is not JSON ({error}); compile the model again") from error
-    tvm.get_global_func("runtime.config_threadpool")(1, max(1, min(interface.threads, os.cpu_count() or 1)))
+    # Read by TVM when its thread pool starts, with the first parallel kernel. Left alone, TVM would take half of the
+    # cores and tie the caller's thread, and every process it starts from then on, to one of them.
+    os.environ.setdefault("TVM_NUM_THREADS", str(max(1, min(interface.threads, os.cpu_count() or 1))))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
     try:
         machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     except Exception as failure:
