@@ -1,11 +1,11 @@
 """Check a finished run again, with nothing of the product but its loader: is what result.json claims true?
 
-    python benchmarks/recheck.py RUN --inputs images.npz --array images --labels labels [--scale 1/255 --layout NHWC ...]
+    python benchmarks/recheck.py RUN --inputs images.npz [--scale 1/255 --layout NHWC --mean ... --std ...]
 
-1. Accuracy of adapted.onnx in ONNX Runtime on the given samples, counted here with numpy alone, must equal result.json to
-   the image.
-2. model.so, loaded with `gos_adapt.load_compiled`, must agree with ONNX Runtime on adapted.onnx within 1e-4 of the outputs'
-   scale on 256 of the samples.
+1. Accuracy of adapted.onnx in ONNX Runtime on the given samples, counted here with numpy alone, must equal result.json
+   to the image.
+2. model.so, loaded with `gos_adapt.load_compiled`, must agree with ONNX Runtime on adapted.onnx within 1e-4 of the
+   outputs' scale on 256 of the samples.
 
 Exits with 1 when either does not hold.
 """

@@ -284,9 +284,11 @@ def test_a_killed_run_continues_and_ends_like_an_undisturbed_one(tiny: Path, und
     out = tmp_path / "run"
     reference = Journal(undisturbed / "journal.jsonl")
     identity = json.loads((undisturbed / "run.json").read_text())["identity"]
+    assert chosen(read_result(undisturbed / "result.json")), "nothing was replaced, so nothing would be compared"
     timings = [
         key for key in keys((undisturbed / "journal.jsonl").read_bytes()) if key.startswith(("profile", "latency"))
     ]
+    assert any(key.startswith("latency") for key in timings)
     with RunFolder.open(out, identity) as folder:  # latencies are replayed, everything else is found out again
         for key in timings:
             folder.journal.put(key, reference.get(key))
