@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from gos_adapt.errors import Rejection, last_line
+from gos_adapt.task import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ class OnnxRuntime:
     """
 
     def __init__(self, proto: onnx.ModelProto, threads: int, inputs: dict[str, Array]) -> None:
-        self.session = session(proto, threads)
+        self.session = open_session(proto.SerializeToString(), threads)
         self._binding = self.session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)
@@ -42,15 +42,6 @@ class OnnxRuntime:
     def run(self) -> None:
         """Execute once."""
         self.session.run_with_iobinding(self._binding)
-
-
-def session(proto: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """Return an inference session on `threads` threads with all graph optimisations."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def quantize(model: Model, samples: Iterable[dict[str, Array]], folder: Path) -> onnx.ModelProto | Rejection:

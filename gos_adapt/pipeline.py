@@ -321,8 +321,8 @@ def _accuracy(
     unit = metric_unit(task.metric)
 
     def value(proto: onnx.ModelProto) -> Measured:
-        runtime = baselines.session(proto, device.threads)
-        return Measured(evaluate_onnx(runtime, task.test, task.metric).value, unit)
+        score = evaluate_onnx(proto.SerializeToString(), task.test, task.metric, threads=device.threads)
+        return Measured(score.value, unit)
 
     return Accuracy(
         metric=task.metric.name,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from gos_adapt.baselines import session
 from gos_adapt.errors import VerificationError, last_line
 from gos_adapt.result import Measured, Verification
+from gos_adapt.task import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def verify_interface(adapted: Model) -> None:
     """
     try:
         onnx.checker.check_model(adapted.proto, full_check=True)
-        runtime = session(adapted.proto, 1)
+        runtime = open_session(adapted.proto.SerializeToString(), 1)
     except Exception as error:  # the checker, shape inference and ONNX Runtime each have errors of their own
         raise VerificationError(f"the adapted model is not valid ONNX: {last_line(error)}") from error
     for side, specs, found in (
@@ -77,7 +77,7 @@ def verify_function(original: Model, adapted: Model, inputs: Sequence[list[Array
 
 
 def _runner(proto: onnx.ModelProto, model: Model) -> Callable[[list[Array]], Sequence[Array]]:
-    runtime = session(proto, 1)
+    runtime = open_session(proto.SerializeToString(), 1)
     names = [spec.name for spec in model.inputs]
     return lambda arrays: runtime.run(None, dict(zip(names, arrays, strict=True)))
 

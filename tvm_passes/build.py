@@ -35,10 +35,6 @@ class Built:
     kernels: tuple[Kernel, ...]
     parameters: Mapping[str, tuple[Parameter, ...]]
 
-    def kernels_of(self, function: str) -> tuple[Kernel, ...]:
-        """Kernel calls of one function."""
-        return tuple(kernel for kernel in self.kernels if kernel.function == function)
-
 
 def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
     """Compile a canonical model for `device` into the library `path`; its function is ``main``.

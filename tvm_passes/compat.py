@@ -20,7 +20,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.target import Target
 from tvm.tirx import PrimFunc
-from tvm_ffi import register_error, structural_equal, structural_hash, structural_walk
+from tvm_ffi import register_error, structural_walk
 
 __all__ = [
     "Constant",
@@ -42,8 +42,6 @@ __all__ = [
     "register_error",
     "relax",
     "shape_of",
-    "structural_equal",
-    "structural_hash",
     "tirx",
     "tvm",
     "variables_in",

@@ -1,6 +1,6 @@
 """What the model is for: data in four splits, preprocessing, metric and loss."""
 
-from gos_adapt.task.evaluate import Score, evaluate, evaluate_onnx
+from gos_adapt.task.evaluate import Score, evaluate, evaluate_onnx, open_session
 from gos_adapt.task.load import load_task
 from gos_adapt.task.losses import LOSSES, Loss
 from gos_adapt.task.metrics import METRICS, Metric
@@ -19,5 +19,6 @@ __all__ = [
     "evaluate",
     "evaluate_onnx",
     "load_task",
+    "open_session",
     "set_aside_calibration",
 ]

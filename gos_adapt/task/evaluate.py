@@ -56,7 +56,7 @@ def evaluate_onnx(
         threads: Of one inference.
         batch: Samples an inference; a model of fixed batch uses its own, the last batch filled up and cut again.
     """
-    session = model if isinstance(model, onnxruntime.InferenceSession) else _session(model, threads)
+    session = model if isinstance(model, onnxruntime.InferenceSession) else open_session(model, threads)
     entry, output = session.get_inputs()[0], session.get_outputs()[0]
     fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
@@ -69,7 +69,8 @@ def evaluate_onnx(
     return evaluate(predict, split, metric, batch=fixed or batch)
 
 
-def _session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSession:
+def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSession:
+    """Return an inference session on the CPU, on `threads` threads, with all graph optimisations."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
