@@ -19,6 +19,7 @@ from compiling import graph, random
 from onnx import helper
 
 import gos_adapt
+from gos_adapt import cli, verify
 from gos_adapt.model.load import load_model
 from gos_adapt.model.sites import find_sites
 from gos_adapt.operators.text import parse
@@ -344,6 +345,17 @@ def test_without_a_task_only_the_function_preserving_is_done_and_said(tiny: Path
     images = random(32, 1, 12, 12, seed=3)
     original, adapted = (s.run(None, {"x": images})[0] for s in session)
     np.testing.assert_allclose(adapted, original, atol=1e-3 * np.abs(original).max())
+
+
+def test_a_failed_verification_is_exit_code_3_and_nothing_is_delivered(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)  # which nothing can meet
+    assert cli.main([*words_for(tiny, out), "--budget", "10s"]) == 3
+    assert "the compiled model deviates from the adapted one" in capsys.readouterr().err
+    left = {path.name for path in out.iterdir()}
+    assert left.isdisjoint({"result.json", "report.html", "model.so", "adapted.onnx", "adaptation.json"})
 
 
 def test_a_module_goes_in_through_python(tmp_path: Path) -> None:
