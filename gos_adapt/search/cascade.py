@@ -269,12 +269,12 @@ def judge(
     current = list(front)
     judged = 0
     for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
+        if any(dominates(other, outcomes[i]) for other in current):
+            continue  # before anything that depends on the time: a repeated search must pass over the same ones
         key = context.key("judgement", outcomes[i].candidate.operator)
         known = key in context.folder.journal
         if judged == settings.judgements or (not known and context.time_left() <= 0):
             break
-        if any(dominates(other, outcomes[i]) for other in current):
-            continue
         outcomes[i] = _judge(replace(outcomes[i], level=ACCURACY), key, context, settings)
         tally.stopped[ACCURACY] += outcomes[i].reason is not None
         current += [outcomes[i]] if outcomes[i].feasible else []
