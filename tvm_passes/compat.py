@@ -20,7 +20,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.target import Target
 from tvm.tirx import PrimFunc
-from tvm_ffi import register_error, structural_walk
+from tvm_ffi import register_error, structural_hash, structural_walk
 
 __all__ = [
     "Constant",
@@ -36,17 +36,20 @@ __all__ = [
     "Target",
     "from_onnx",
     "is_reduction",
+    "is_select",
     "module_pass",
     "mutator",
     "reduces",
     "register_error",
     "relax",
     "shape_of",
+    "structural_hash",
     "tirx",
     "tvm",
     "variables_in",
 ]
 
+_SELECT = tirx.if_then_else(tirx.Var("inside", "bool"), 0, 0).op
 _REDUCTION_AXIS = 2  # tvm::tirx::IterVarType::kCommReduce
 
 
@@ -67,6 +70,12 @@ def reduces(axis: Any) -> bool:
 def is_reduction(block: Any) -> bool:
     """Whether a block reduces over any of its axes."""
     return any(reduces(axis) for axis in block.iter_vars)
+
+
+def is_select(body: Any) -> bool:
+    """Whether a block stores one of two values, and computes only that one: how padding is written."""
+    operator = getattr(getattr(body, "value", None), "op", None)
+    return bool(operator is not None and operator.same_as(_SELECT))
 
 
 def variables_in(expression: Any) -> list[Any]:

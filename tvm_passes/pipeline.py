@@ -1,4 +1,4 @@
-"""The whole compiler as one list: canonical Relax in, scheduled kernels out, and what each kernel computes."""
+"""The whole compiler as a list of phases: canonical Relax in, scheduled kernels out, and what each kernel computes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm_passes.block_layouts import BlockLayouts
-from tvm_passes.compat import IRModule, Sequential, relax
+from tvm_passes.compat import IRModule, PrimFunc, Sequential, relax
 from tvm_passes.fold_constants import FoldConstants
 from tvm_passes.kernel_calls import kernel_calls, relax_functions
-from tvm_passes.schedule_kernels import ScheduleKernels
-from tvm_passes.tag_tensors import TagTensors, take_tags
+from tvm_passes.schedule_kernels import Choose, ScheduleKernels, guess, kernel_key
+from tvm_passes.tag_tensors import TagTensors, TakeTags
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tvm_passes.schedules import Cpu
 
 Parameter = tuple[tuple[int, ...], str]
@@ -39,6 +41,25 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """A module whose kernels are fused and laid out, and not yet scheduled.
+
+    Attributes:
+        module: Relax functions and their kernels.
+        tensors: For each of its `kernel_calls`, the ONNX tensors it computes.
+    """
+
+    module: IRModule
+    tensors: tuple[tuple[str, ...], ...]
+
+    @property
+    def kernels(self) -> dict[str, tuple[PrimFunc, frozenset[int]]]:
+        """Its distinct kernels by key, each with the positions of its constant parameters."""
+        calls = kernel_calls(self.module)
+        return {kernel_key(call.func, call.constants): (call.func, call.constants) for call in calls}
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A module whose kernels are fused, laid out and scheduled, ready for code generation."""
 
@@ -51,43 +72,72 @@ class Lowered:
         return {name: tuple(map(_parameter, function.params)) for name, function in relax_functions(self.module)}
 
 
-def lower(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False) -> Lowered:
-    """Run the compiler's middle on every Relax function of `module`.
+def fuse(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False, dump: Path | None = None) -> Fused:
+    """Run the first half of the compiler on every Relax function of `module`: what does not depend on measurements.
 
     Args:
         module: As imported.
-        cpu: What to schedule for.
+        cpu: Whose lanes decide the layout.
         blocked_boundary: Let functions take and return blocked feature maps (see `BlockLayouts`).
+        dump: A folder to write the module to after each phase.
     """
-    fuse = Sequential([
-        # Phase 0: canonical Relax
-        relax.transform.DecomposeOpsForInference(),
-        FoldConstants(),
-        relax.transform.CanonicalizeBindings(),
-        relax.transform.FoldConstant(),
-        # Phase 1: one kernel per operator, then one per fused group
-        relax.transform.LegalizeOps(),
-        relax.transform.FoldConstant(),
-        relax.transform.AnnotateTIROpPattern(),
-        TagTensors(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-    ])  # fmt: skip
-    module, tensors = take_tags(fuse(module))
-    schedule = ScheduleKernels(cpu)
-    finish = Sequential([
-        # Phase 2: layout
-        BlockLayouts(cpu, boundary=blocked_boundary),
-        # Phase 3: schedules
-        schedule,
-    ])  # fmt: skip
-    module = finish(module)
-    calls = kernel_calls(module)
+    tags = TakeTags()
+    module = _run(module, dump, {
+        "0-canonical": [
+            relax.transform.DecomposeOpsForInference(),  # batch normalisation becomes a scale and a shift
+            FoldConstants(),
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.FoldConstant(),
+        ],
+        "1-fused": [
+            relax.transform.LegalizeOps(),  # one kernel per operator
+            relax.transform.FoldConstant(),
+            relax.transform.AnnotateTIROpPattern(),
+            TagTensors(),
+            relax.transform.FuseOps(),  # padding before a reduction, everything element-wise after it
+            relax.transform.FuseTIR(),
+            tags,
+        ],
+        "2-laid-out": [
+            BlockLayouts(cpu, boundary=blocked_boundary),
+        ],
+    })  # fmt: skip
+    return Fused(module, tuple(tags.tensors))
+
+
+def schedule(fused: Fused, cpu: Cpu, choose: Choose = guess, *, dump: Path | None = None) -> Lowered:
+    """Run the second half of the compiler.
+
+    Args:
+        fused: Result of `fuse`.
+        cpu: What to schedule for.
+        choose: Which variant of which kernel; see `gos_adapt.tuning` for measured choices.
+        dump: A folder to write the module to after each phase.
+    """
+    schedules = ScheduleKernels(cpu, choose)
+    module = _run(fused.module, dump, {
+        "3-scheduled": [
+            schedules,
+        ],
+    })  # fmt: skip
     kernels = tuple(
-        Kernel(call.function, call.kernel, names, rule, tuple(_parameter(p) for p in call.func.params))
-        for call, names, rule in zip(calls, tensors, schedule.rules, strict=True)
+        Kernel(call.function, call.kernel, tensors, rule, tuple(_parameter(p) for p in call.func.params))
+        for call, tensors, rule in zip(kernel_calls(module), fused.tensors, schedules.rules, strict=True)
     )
     return Lowered(module, kernels)
+
+
+def lower(module: IRModule, cpu: Cpu, choose: Choose = guess, *, blocked_boundary: bool = False) -> Lowered:
+    """Run the whole compiler, up to code generation: `fuse`, then `schedule`."""
+    return schedule(fuse(module, cpu, blocked_boundary=blocked_boundary), cpu, choose)
+
+
+def _run(module: IRModule, dump: Path | None, phases: dict[str, list[Any]]) -> IRModule:
+    for name, passes in phases.items():
+        module = Sequential(passes)(module)
+        if dump is not None:
+            (dump / f"phase{name}.py").write_text(module.script())
+    return module
 
 
 def _parameter(parameter: Any) -> Parameter:

@@ -2,42 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from tvm_passes.compat import IRModule, PassContext, module_pass, relax
+from gos_adapt.errors import Rejection
+from tvm_passes.compat import IRModule, PassContext, PrimFunc, module_pass, relax, structural_hash
 from tvm_passes.kernel_calls import KernelCall, NewCall, rewrite_kernel_calls
-from tvm_passes.schedules import Cpu, Packing, Scheduled, schedule_kernel
+from tvm_passes.schedules import Cpu, Scheduled, Variant, schedule_kernel, variants
+
+if TYPE_CHECKING:
+    from tvm_passes.schedules import Storage
+
+Choose = Callable[[str], Variant | None]
+"""Kernel key -> the variant to use, or `None` where nobody knows better than the rules' first guess."""
+
+
+def kernel_key(func: PrimFunc, constants: frozenset[int]) -> str:
+    """Identity of an unscheduled kernel: what it computes, on which shapes, which operands are constant; not names."""
+    plain = func.without_attr("global_symbol") if "global_symbol" in (func.attrs or {}) else func
+    return f"{structural_hash(plain):016x}-{'.'.join(map(str, sorted(constants)))}"
+
+
+def guess(_key: str) -> Variant | None:
+    """Choose nothing: every kernel gets the first guess of its rule."""
+    return None
 
 
 @module_pass(opt_level=0, name="ScheduleKernels")
 class ScheduleKernels:
-    """Apply the first schedule rule that takes each kernel; kernels that occur twice are scheduled once.
+    """Schedule each kernel as chosen, or else as the first rule that takes it guesses; equal kernels only once.
+
+    Args:
+        cpu: What to schedule for.
+        choose: Which variant.
 
     Attributes:
-        rules: After the pass: for each kernel call, in order, the rule that took it.
+        rules: After the pass: for each kernel call, in order, the rule that took it, or ``"none: <reasons>"`` when
+            every rule declined and TVM's order is kept.
     """
 
-    def __init__(self, cpu: Cpu) -> None:
-        self.cpu = cpu
+    def __init__(self, cpu: Cpu, choose: Choose = guess) -> None:
+        self.cpu, self.choose = cpu, choose
         self.rules: list[str] = []
 
     def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
         """Apply the pass."""
         self.rules = []
-        done: dict[tuple[str, frozenset[int]], Scheduled] = {}
+        done: dict[tuple[str, frozenset[int]], tuple[str, Scheduled]] = {}
 
         def schedule(call: KernelCall) -> NewCall:
             key = (call.kernel, call.constants)
             if key not in done:
-                done[key] = schedule_kernel(call.func, self.cpu, call.constants)
-            scheduled = done[key]
-            self.rules.append(scheduled.rule)
-            constants = {i: _packed(call.args[i], packing) for i, packing in scheduled.packings.items()}
+                done[key] = self._schedule(call)
+            rule, scheduled = done[key]
+            self.rules.append(rule)
+            constants = {i: _stored(call.args[i], storage) for i, storage in scheduled.constants.items()}
             return NewCall(scheduled.func.with_attrs(dict(call.func.attrs or {})), call.result, constants)
 
         return rewrite_kernel_calls(module, schedule)
 
+    def _schedule(self, call: KernelCall) -> tuple[str, Scheduled]:
+        chosen = self.choose(kernel_key(call.func, call.constants))
+        guesses = variants(call.func, self.cpu)
+        if isinstance(guesses, Rejection):
+            return f"none: {guesses.reason}", Scheduled(call.func)
+        reasons = []
+        for variant in [*([chosen] if chosen else []), *guesses]:
+            result = schedule_kernel(call.func, self.cpu, call.constants, variant)
+            if isinstance(result, Scheduled):
+                return variant.rule, result
+            reasons.append(f"{variant.rule}: {result.reason}")
+        return f"none: {'; '.join(dict.fromkeys(reasons))}", Scheduled(call.func)
 
-def _packed(constant: Any, packing: Packing) -> Any:
-    array = packing.apply(constant.value.numpy())
+
+def _stored(constant: Any, storage: Storage) -> Any:
+    array = storage.apply(constant.value.numpy())
     return relax.const(array, str(array.dtype))  # without the dtype, 64-bit numbers would become 32-bit ones

@@ -1,7 +1,7 @@
 """Carry the name of the ONNX tensor through fusion, so that every fused kernel knows which part of the model it is.
 
 Fusion renames and shares freely, but keeps the annotations of blocks. `TagTensors` gives every kernel call its own copy
-of the kernel with the tensor's name on its blocks; after fusion `take_tags` reads the names and gives the copies up
+of the kernel with the tensor's name on its blocks; after fusion `TakeTags` reads the names and gives the copies up
 again.
 """
 
@@ -22,10 +22,21 @@ class TagTensors:
         return rewrite_kernel_calls(module, _tag)
 
 
-def take_tags(module: IRModule) -> tuple[IRModule, list[tuple[str, ...]]]:
-    """Return the module without tags, and for each of its `kernel_calls` the ONNX tensors it computes."""
-    tensors = [_tensors(call) for call in kernel_calls(module)]
-    return rewrite_kernel_calls(module, _untag), tensors
+@module_pass(opt_level=0, name="TakeTags")
+class TakeTags:
+    """Read the tags and remove them.
+
+    Attributes:
+        tensors: After the pass: for each kernel call of the module, the ONNX tensors it computes.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[tuple[str, ...]] = []
+
+    def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
+        """Apply the pass."""
+        self.tensors = [_tensors(call) for call in kernel_calls(module)]
+        return rewrite_kernel_calls(module, _untag)
 
 
 def _tag(call: KernelCall) -> NewCall:

@@ -1,49 +1,72 @@
-"""Kernel schedules for CPUs: a visible list of rules; the first that does not decline takes the kernel."""
+"""Kernel schedules for CPUs: a visible list of rules; the first that does not decline is the default of a kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection, last_line
 from tvm_passes.compat import ScheduleError
 from tvm_passes.schedules.cpu import Cpu
-from tvm_passes.schedules.elementwise import schedule_elementwise
-from tvm_passes.schedules.kernel import Fused, Packing, Scheduled
-from tvm_passes.schedules.rows import schedule_rows
-from tvm_passes.schedules.tiled_reduction import schedule_tiled_reduction
+from tvm_passes.schedules.elementwise import ELEMENTWISE
+from tvm_passes.schedules.kernel import Fused, Packing, Scheduled, Storage
+from tvm_passes.schedules.rows import ROWS
+from tvm_passes.schedules.rule import Rule, Variant
+from tvm_passes.schedules.tiled_reduction import TILED_REDUCTION
 
 if TYPE_CHECKING:
     from tvm_passes.compat import PrimFunc
 
-__all__ = ["RULES", "Cpu", "Packing", "Scheduled", "schedule_kernel"]
+__all__ = ["RULES", "Cpu", "Packing", "Scheduled", "Storage", "Variant", "schedule_kernel", "variants"]
 
-Rule = Callable[[Fused, Cpu, frozenset[int]], Scheduled | Rejection]
-
-RULES: tuple[Rule, ...] = (schedule_elementwise, schedule_tiled_reduction, schedule_rows)
+RULES: dict[str, Rule] = {rule.name: rule for rule in (ELEMENTWISE, TILED_REDUCTION, ROWS)}
 
 
-def schedule_kernel(func: PrimFunc, cpu: Cpu, packable: frozenset[int]) -> Scheduled:
+def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Variant] | Rejection:
+    """Return the ways to schedule a kernel that are worth measuring on `cpu`, the best guess first.
+
+    Args:
+        func: The unscheduled kernel.
+        cpu: What to schedule for.
+        best: The fastest variant measured so far; then its neighbours are returned, perhaps none.
+
+    Returns:
+        Variants, or why no rule takes the kernel.
+    """
+    if (results := Fused(func).results) > 1:
+        return Rejection(f"writes {results} results")
+    found: list[Variant] = []
+    reasons = []
+    for rule in RULES.values():
+        if best is not None and best.rule != rule.name:
+            continue
+        try:
+            settings = rule.settings(Fused(func), cpu, best.knobs if best else None)
+        except ScheduleError as error:
+            settings = _refused(error)
+        if isinstance(settings, Rejection):
+            reasons.append(f"{rule.name}: {settings.reason}")
+        else:
+            found += [Variant(rule.name, knobs) for knobs in settings]
+    return found if found or best else Rejection("; ".join(reasons))
+
+
+def schedule_kernel(func: PrimFunc, cpu: Cpu, packable: frozenset[int], variant: Variant) -> Scheduled | Rejection:
     """Schedule one fused kernel for `cpu`.
 
     Args:
         func: The unscheduled kernel.
         cpu: What to schedule for.
         packable: Indices of the parameters that are constants; a rule may ask for another storage order of these.
+        variant: How.
 
     Returns:
-        The scheduled kernel; `rule` is ``"none: <reasons>"`` when every rule declined and TVM's order is kept.
+        The scheduled kernel, or why this variant does not fit it.
     """
-    reasons = []
-    for rule in RULES:
-        kernel = Fused(func)
-        if kernel.results > 1:
-            return Scheduled(func, f"none: writes {kernel.results} results")
-        try:
-            result = rule(kernel, cpu, packable)
-        except ScheduleError as error:
-            result = Rejection(f"a primitive refused: {last_line(error)}")
-        if isinstance(result, Scheduled):
-            return result
-        reasons.append(result.reason)
-    return Scheduled(func, f"none: {'; '.join(reasons)}")
+    try:
+        return RULES[variant.rule].schedule(Fused(func), cpu, packable, variant.knobs)
+    except ScheduleError as error:
+        return _refused(error)
+
+
+def _refused(error: ScheduleError) -> Rejection:
+    return Rejection(f"a primitive refused: {last_line(error)}")

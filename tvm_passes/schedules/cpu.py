@@ -14,19 +14,13 @@ class Cpu:
         registers: Vector registers a kernel may keep accumulators and operands in.
         threads: Threads that run one kernel.
         serial_below: Multiply-accumulates (or moved elements) below which handing work to another thread costs more
-        than
-            it saves.
+            than it saves: a first guess, which tuning corrects.
     """
 
     lanes: int
     registers: int
     threads: int
     serial_below: int = 30_000
-
-    @property
-    def accumulators(self) -> int:
-        """Registers a tile may use for sums; the rest hold one row of weights and one broadcast input."""
-        return self.registers * 3 // 4
 
     def block(self, channels: int) -> int:
         """Channels stored side by side for a tensor of `channels`: the most lanes that divide it, 1 for none."""
@@ -38,6 +32,6 @@ class Cpu:
         return 1
 
 
-def largest_divisor(size: int, limit: int) -> int:
-    """Return the largest divisor of `size` that is at most `limit` (at least 1)."""
-    return max(divisor for divisor in range(1, max(1, min(size, limit)) + 1) if size % divisor == 0)
+def divisors(size: int, limit: int) -> list[int]:
+    """Return the divisors of `size` that are at most `limit`, ascending; at least 1."""
+    return [divisor for divisor in range(1, max(1, min(size, limit)) + 1) if size % divisor == 0]

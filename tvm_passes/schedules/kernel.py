@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, is_reduction, reduces, shape_of
 
@@ -35,13 +35,19 @@ class Packing:
         return split.transpose([by_axis.index(i) for i in range(len(self.parts))]).copy()
 
 
+class Storage(Protocol):
+    """How a constant parameter must be stored."""
+
+    def apply(self, array: Any) -> Any:
+        """Return the constant as it must be stored."""
+
+
 @dataclass(frozen=True)
 class Scheduled:
-    """A scheduled kernel and how its constant parameters must be stored."""
+    """A scheduled kernel and how its constant parameters must be stored, by position."""
 
     func: PrimFunc
-    rule: str
-    packings: Mapping[int, Packing] = field(default_factory=dict)
+    constants: Mapping[int, Storage] = field(default_factory=dict)
 
 
 class Fused:

@@ -16,14 +16,21 @@ starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gos_adapt.errors import Rejection
-from tvm_passes.compat import LoopRV, SBlockRV, reduces, shape_of, variables_in
-from tvm_passes.schedules.cpu import Cpu, largest_divisor
+from tvm_passes.compat import LoopRV, SBlockRV, is_select, reduces, shape_of, variables_in
+from tvm_passes.schedules.cpu import Cpu, divisors
 from tvm_passes.schedules.kernel import Fused, Packing, Scheduled
+from tvm_passes.schedules.rule import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TILES = 6
+"""Register tiles worth measuring: the model below ranks them well enough that the fastest is among so many."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,24 @@ class Tiling:
     Attributes:
         lanes: Outputs in one vector, along the axis that is contiguous in memory.
         vectors: Vectors side by side along that axis.
+        rows: Rows of outputs in registers.
         columns: Outputs in registers along the next axis (the width of a feature map).
         tasks: Pieces handed to threads; 1 for none.
         split: Which axis the tasks cut.
+        walk: What the loops over tiles finish first: all pixels of some channels, or all channels of some pixels.
+        padding: Whether each task makes a padded copy of its input, or each read asks whether it is inside.
+        window: Whether the innermost loop over the window is unrolled.
     """
 
     lanes: int
     vectors: int
+    rows: int
     columns: int
     tasks: int
     split: Literal["rows", "channels"]
+    walk: Literal["pixels", "channels"] = "pixels"
+    padding: Literal["copied", "asked"] = "copied"
+    window: Literal["looped", "unrolled"] = "looped"
 
 
 @dataclass(frozen=True)
@@ -54,17 +69,104 @@ class _Axes:
     row: int
 
 
-def schedule_tiled_reduction(
-    kernel: Fused, cpu: Cpu, packable: frozenset[int], tiling: Tiling | None = None
-) -> Scheduled | Rejection:
-    """Apply the loop nest to a kernel with one reduction.
+@dataclass(frozen=True)
+class _Nest:
+    """A kernel with one reduction, cleaned up: what is left of it is padding, the reduction, and one storing block."""
 
-    Args:
-        kernel: The fused kernel; consumed.
-        cpu: What to tile for.
-        packable: Indices of the parameters that are constants and may be stored in any order.
-        tiling: Knobs; `None` takes `default_tiling`.
+    reduction: SBlockRV
+    padding: SBlockRV | None
+    store: SBlockRV
+    extents: tuple[int, ...]
+    axes: _Axes
+
+
+def _settings(kernel: Fused, cpu: Cpu, best: Tiling | None) -> Sequence[Tiling] | Rejection:
+    nest = _nest(kernel)
+    if isinstance(nest, Rejection):
+        return nest
+    if best is not None:
+        return list(_neighbours(kernel, nest, cpu, best))
+    tiles = sorted(_tiles(kernel, nest, cpu), key=lambda tile: _cost(tile, cpu))[:TILES]
+    return [_shared(kernel, nest, cpu, tile) for tile in tiles]
+
+
+def _tiles(kernel: Fused, nest: _Nest, cpu: Cpu) -> Iterator[Tiling]:
+    """Every register tile that divides the output and leaves registers for its operands."""
+    extents, axes = nest.extents, nest.axes
+    blocked = kernel.blocked_axis(nest.store) is not None
+    lanes = kernel.written(nest.store)[-1] if blocked else divisors(extents[axes.lane], cpu.lanes)[-1]
+    width = extents[axes.column] if axes.column >= 0 else 1
+    height = extents[axes.row] if axes.row >= 0 else 1
+    for vectors in divisors(extents[axes.lane] // lanes, 8):
+        for rows in divisors(height, 4 if width <= 8 else 1):
+            for columns in divisors(width, cpu.registers):
+                if vectors * rows * columns + vectors < cpu.registers:
+                    yield Tiling(lanes, vectors, rows, columns, 1, "rows")
+
+
+def _cost(tile: Tiling, cpu: Cpu) -> tuple[float, int]:
+    """Cycles per multiply-add of one step of the reduction, and then the fewest loads.
+
+    Two multiply-adds and two loads start each cycle; a sum waits four cycles for its last addition (typical of the
+    cores in `device_targets`; only the order of tiles depends on it).
     """
+    sums, loads = tile.vectors * tile.rows * tile.columns, tile.vectors + tile.rows * tile.columns
+    return max(sums / 2, loads / 2, 4.0) / sums, loads - sums
+
+
+def _shared(kernel: Fused, nest: _Nest, cpu: Cpu, tile: Tiling) -> Tiling:
+    """Share a large kernel among the threads: cut rows where they divide, channels otherwise."""
+    rows = nest.extents[nest.axes.row] // tile.rows if nest.axes.row >= 0 else 1
+    channels = nest.extents[nest.axes.lane] // (tile.vectors * tile.lanes)
+    if cpu.threads == 1 or prod(kernel.axis_extents(nest.reduction)) < cpu.serial_below:
+        return tile
+    if rows % cpu.threads == 0 or rows >= 8 * cpu.threads:
+        return replace(tile, tasks=cpu.threads, split="rows")
+    if channels >= cpu.threads:
+        return replace(tile, tasks=cpu.threads, split="channels")
+    return tile
+
+
+def _neighbours(kernel: Fused, nest: _Nest, cpu: Cpu, best: Tiling) -> Iterator[Tiling]:
+    """Settings that differ from `best` in one knob other than the tile."""
+    rows = nest.extents[nest.axes.row] // best.rows if nest.axes.row >= 0 else 1
+    channels = nest.extents[nest.axes.lane] // (best.vectors * best.lanes)
+    pixels = rows * (nest.extents[nest.axes.column] // best.columns if nest.axes.column >= 0 else 1)
+    if best.tasks > 1:
+        yield replace(best, tasks=1)
+    if cpu.threads > 1 and rows > 1 and (best.tasks, best.split) != (cpu.threads, "rows"):
+        yield replace(best, tasks=cpu.threads, split="rows")
+    if cpu.threads > 1 and channels > 1 and (best.tasks, best.split) != (cpu.threads, "channels"):
+        yield replace(best, tasks=cpu.threads, split="channels")
+    if channels > 1 and pixels > 1:
+        yield replace(best, walk="channels" if best.walk == "pixels" else "pixels")
+    if nest.padding is not None:
+        yield replace(best, padding="asked" if best.padding == "copied" else "copied")
+    if kernel.axis_extents(nest.reduction)[-1] in range(2, 8):
+        yield replace(best, window="unrolled" if best.window == "looped" else "looped")
+
+
+def _schedule(kernel: Fused, _cpu: Cpu, packable: frozenset[int], knobs: Tiling) -> Scheduled | Rejection:
+    nest = _nest(kernel)
+    if isinstance(nest, Rejection):
+        return nest
+    task, tile = _tile(kernel, nest, knobs)
+    kernel.schedule.compute_at(nest.reduction, tile, preserve_unit_loops=True)
+    order = _order_reduction(kernel, nest, knobs)
+    if nest.padding is not None:
+        if knobs.padding == "asked":
+            kernel.schedule.compute_inline(nest.padding)
+        else:
+            kernel.schedule.compute_at(nest.padding, task, preserve_unit_loops=True)
+            _vectorize_padding(kernel, nest.padding)
+    packings = _pack(kernel, nest.reduction, order, packable)
+    return Scheduled(kernel.func, packings)
+
+
+TILED_REDUCTION = Rule("tiled reduction", Tiling, _settings, _schedule)
+
+
+def _nest(kernel: Fused) -> _Nest | Rejection:
     if len(kernel.reductions) != 1:
         return Rejection(f"{len(kernel.reductions)} reductions, takes one")
     schedule = kernel.schedule
@@ -78,53 +180,10 @@ def schedule_tiled_reduction(
         schedule.compute_inline(block)
     store = epilogue[-1] if epilogue else schedule.cache_write(reduction, 0, "global")
     extents = kernel.axis_extents(store)
-    axes_of = schedule.get(reduction).iter_vars
-    kept = tuple(int(axis.dom.extent) for axis in axes_of if not reduces(axis))
+    kept = tuple(int(axis.dom.extent) for axis in schedule.get(reduction).iter_vars if not reduces(axis))
     if not extents or kept != extents:
         return Rejection("the epilogue changes the shape of the result")
-    axes = _axes(kernel, store, extents)
-    tiling = tiling or default_tiling(kernel, store, axes, cpu)
-
-    task, tile = _tile(kernel, store, axes, tiling)
-    schedule.compute_at(reduction, tile, preserve_unit_loops=True)
-    order = _order_reduction(kernel, reduction, axes, tiling, len(extents))
-    if padding is not None:
-        schedule.compute_at(padding, task, preserve_unit_loops=True)
-        _vectorize_padding(kernel, padding)
-    packings = _pack(kernel, reduction, order, packable)
-    return Scheduled(kernel.func, "tiled reduction", packings)
-
-
-def default_tiling(kernel: Fused, store: SBlockRV, axes: _Axes, cpu: Cpu) -> Tiling:
-    """Fill the accumulators; cut rows where they divide among the threads, channels otherwise."""
-    extents = kernel.axis_extents(store)
-    blocked = kernel.blocked_axis(store) is not None
-    lanes = kernel.written(store)[-1] if blocked else largest_divisor(extents[axes.lane], cpu.lanes)
-    vectors_available = extents[axes.lane] // lanes
-    width = extents[axes.column] if axes.column >= 0 else 1
-    vectors, columns = max(
-        ((v, c) for v in (1, 2, 3, 4, 6, 8) for c in range(1, cpu.accumulators + 1)
-         if vectors_available % v == 0 and width % c == 0 and v * c <= cpu.accumulators),
-        key=lambda tile: _reuse(*tile),
-    )  # fmt: skip
-    rows = extents[axes.row] if axes.row >= 0 else 1
-    channel_tiles = vectors_available // vectors
-    tasks, split = 1, "rows"
-    if _work(kernel) >= cpu.serial_below:
-        if rows % cpu.threads == 0 or rows >= 8 * cpu.threads:
-            tasks = cpu.threads
-        elif channel_tiles >= cpu.threads:
-            tasks, split = cpu.threads, "channels"
-    return Tiling(lanes, vectors, columns, tasks, "rows" if split == "rows" else "channels")
-
-
-def _reuse(vectors: int, columns: int) -> tuple[bool, float]:
-    """Order tiles: enough independent sums to hide the latency of a multiply-add, then few loads for each."""
-    return vectors * columns >= 8, vectors * columns / (vectors + columns)
-
-
-def _work(kernel: Fused) -> int:
-    return prod(kernel.axis_extents(kernel.reductions[0]))
+    return _Nest(reduction, padding, store, extents, _axes(kernel, store, extents))
 
 
 def _axes(kernel: Fused, store: SBlockRV, extents: tuple[int, ...]) -> _Axes:
@@ -137,42 +196,44 @@ def _axes(kernel: Fused, store: SBlockRV, extents: tuple[int, ...]) -> _Axes:
     return _Axes(lane=wide[-1], column=wide[-2] if len(wide) == 2 else -1, row=-1)
 
 
-def _tile(kernel: Fused, store: SBlockRV, axes: _Axes, tiling: Tiling) -> tuple[LoopRV, LoopRV]:
+def _tile(kernel: Fused, nest: _Nest, knobs: Tiling) -> tuple[LoopRV, LoopRV]:
     """Tile the storing block; return the task loop and the innermost loop over tiles."""
-    schedule = kernel.schedule
-    loops = list(schedule.get_loops(store))
-    lane_outer, vectors, lane = schedule.split(loops[axes.lane], [None, tiling.vectors, tiling.lanes])
-    outer, inner = dict(enumerate(loops)), [vectors, lane]
-    outer[axes.lane] = lane_outer
-    if axes.column >= 0:
-        outer[axes.column], column = schedule.split(loops[axes.column], [None, tiling.columns])
-        inner.insert(1, column)
-    cut = axes.row if tiling.split == "rows" and axes.row >= 0 else axes.lane
-    task, outer[cut] = schedule.split(outer[cut], [tiling.tasks, None])
-    schedule.reorder(task, *outer.values(), *inner)
+    schedule, axes = kernel.schedule, nest.axes
+    loops = list(schedule.get_loops(nest.store))
+    outer, inner = dict(enumerate(loops)), []
+    for axis, factors in ((axes.lane, [knobs.vectors]), (axes.row, [knobs.rows]), (axes.column, [knobs.columns])):
+        if axis >= 0:
+            outer[axis], *parts = schedule.split(
+                loops[axis], [None, *factors, *([knobs.lanes] if axis == axes.lane else [])]
+            )
+            inner.append(parts)
+    (vectors, lane), *pixels = inner
+    unrolled = [vectors, *(loop for (loop,) in pixels)]
+    cut = axes.row if knobs.split == "rows" and axes.row >= 0 else axes.lane
+    task, outer[cut] = schedule.split(outer[cut], [knobs.tasks, None])
     leading = [outer[axis] for axis in range(len(loops)) if axis not in (axes.lane, axes.column, axes.row)]
     walk = [outer[axis] for axis in (axes.lane, axes.row, axes.column) if axis >= 0]
-    schedule.reorder(*leading, task, *walk)
+    if knobs.walk == "channels":
+        walk = [*walk[1:], walk[0]]
+    schedule.reorder(*leading, task, *walk, *unrolled, lane)
     task = schedule.fuse(*leading, task)
-    if tiling.tasks > 1:
+    if knobs.tasks > 1:
         schedule.parallel(task)
     schedule.vectorize(lane)
-    for loop in inner[:-1]:
+    for loop in unrolled:
         schedule.unroll(loop)
     return task, walk[-1]
 
 
-def _order_reduction(
-    kernel: Fused, reduction: SBlockRV, axes: _Axes, tiling: Tiling, rank: int
-) -> list[tuple[int, int, int]]:
+def _order_reduction(kernel: Fused, nest: _Nest, knobs: Tiling) -> list[tuple[int, int, int]]:
     """Put the reduction outside the tile; return the loop order as (axis, stride, extent) parts."""
-    schedule = kernel.schedule
-    full = kernel.axis_extents(reduction)
-    loops = list(schedule.get_loops(reduction))[-len(full) :]
+    schedule, axes, rank = kernel.schedule, nest.axes, len(nest.extents)
+    full = kernel.axis_extents(nest.reduction)
+    loops = list(schedule.get_loops(nest.reduction))[-len(full) :]
     spatial, reduce = loops[:rank], list(range(rank, len(full)))
-    vectors, lane = schedule.split(spatial[axes.lane], [None, tiling.lanes])
+    vectors, lane = schedule.split(spatial[axes.lane], [None, knobs.lanes])
     parts: dict[int, list[tuple[LoopRV, tuple[int, int, int]]]] = {}
-    within = _blocked_reduction_axes(kernel, reduction)
+    within = _blocked_reduction_axes(kernel, nest.reduction)
     for axis in reduce:
         block = within.get(axis, 1)
         if block > 1 and full[axis] % block == 0:
@@ -181,27 +242,28 @@ def _order_reduction(
         else:
             parts[axis] = [(loops[axis], (axis, 1, full[axis]))]
     reduction_order = [parts[axis][0] for axis in reduce] + [parts[axis][1] for axis in reduce if len(parts[axis]) > 1]
-    unrolled = [spatial[axis] for axis in range(rank) if axis not in (axes.lane, axes.column)] + [vectors]
-    if axes.column >= 0:
-        unrolled.append(spatial[axes.column])
+    unrolled = [spatial[axis] for axis in range(rank) if axis not in (axes.lane, axes.column, axes.row)] + [vectors]
+    unrolled += [spatial[axis] for axis in (axes.row, axes.column) if axis >= 0]
     schedule.reorder(*[loop for loop, _ in reduction_order], *unrolled, lane)
     schedule.vectorize(lane)
     for loop in unrolled:
         schedule.unroll(loop)
-    start = schedule.decompose_reduction(reduction, reduction_order[0][0])
+    if knobs.window == "unrolled":
+        schedule.unroll(parts[reduce[-1]][0][0])
+    start = schedule.decompose_reduction(nest.reduction, reduction_order[0][0])
     *others, last = list(schedule.get_loops(start))[-rank - 1 :]
     schedule.vectorize(last)
     for loop in others:
         schedule.unroll(loop)
 
-    step = tiling.vectors * tiling.lanes
+    step = knobs.vectors * knobs.lanes
     outputs = [(axis, 1, full[axis]) for axis in range(rank) if axis != axes.lane]
     return [
         (axes.lane, step, full[axes.lane] // step),
         *outputs,
         *[part for _, part in reduction_order],
-        (axes.lane, tiling.lanes, tiling.vectors),
-        (axes.lane, 1, tiling.lanes),
+        (axes.lane, knobs.lanes, knobs.vectors),
+        (axes.lane, 1, knobs.lanes),
     ]
 
 
@@ -224,13 +286,8 @@ def _pads(kernel: Fused, block: SBlockRV, reduction: SBlockRV) -> bool:
     return (
         len(consumers) == 1
         and schedule.get(consumers[0]).same_as(schedule.get(reduction))
-        and _is_select(schedule.get(block).body)
+        and is_select(schedule.get(block).body)
     )
-
-
-def _is_select(body: Any) -> bool:
-    operator = getattr(getattr(body, "value", None), "op", None)
-    return getattr(operator, "name", "") == "tirx.if_then_else"
 
 
 def _vectorize_padding(kernel: Fused, padding: SBlockRV) -> None:
