@@ -42,7 +42,18 @@ def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path) 
     Raises:
         ModelImportError: TVM cannot import or compile it.
     """
-    return _export(_lower(import_onnx(proto, batch), device), device, path)
+    return export(_lower(import_onnx(proto, batch), device), device, path)
+
+
+def build_default(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
+    """Compile a canonical model as TVM does by itself, without any pass or schedule of ours: a baseline.
+
+    TVM 0.27 makes one kernel per operator, fuses, and schedules nothing for a CPU (tvm.relax.backend.cpu_generic).
+
+    Raises:
+        ModelImportError: TVM cannot import or compile it.
+    """
+    return export(Lowered(import_onnx(proto, batch), ()), device, path)
 
 
 def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path) -> Built:
@@ -60,7 +71,7 @@ def build_kernels(proto: onnx.ModelProto, device: Device, batch: int, path: Path
         for variable, function in lowered.module.functions_items()
         if isinstance(function, PrimFunc)
     }
-    return _export(Lowered(IRModule(kernels), lowered.kernels), device, path)
+    return export(Lowered(IRModule(kernels), lowered.kernels), device, path)
 
 
 def build_functions(protos: Mapping[str, onnx.ModelProto], device: Device, batch: int, path: Path) -> Built:
@@ -74,7 +85,7 @@ def build_functions(protos: Mapping[str, onnx.ModelProto], device: Device, batch
     joiner = _Joiner()
     for name, proto in protos.items():
         joiner.join(name, import_onnx(proto, batch))
-    return _export(_lower(joiner.builder_.get(), device, blocked_boundary=True), device, path)
+    return export(_lower(joiner.builder_.get(), device, blocked_boundary=True), device, path)
 
 
 def cpu_of(device: Device) -> Cpu:
@@ -97,7 +108,13 @@ def _lower(module: IRModule, device: Device, *, blocked_boundary: bool = False) 
         raise ModelImportError(f"the model could not be compiled: {last_line(failure)}") from failure
 
 
-def _export(lowered: Lowered, device: Device, path: Path) -> Built:
+def export(lowered: Lowered, device: Device, path: Path) -> Built:
+    """Generate code for a module, and link it into the library `path`.
+
+    Raises:
+        ModelImportError: TVM cannot generate code for it.
+        ConfigError: there is no linker, or no room.
+    """
     try:
         executable = tvm.compile(lowered.module, target_of(device))
     except Exception as failure:

@@ -10,19 +10,21 @@ from typing import Any
 
 import tvm
 from tvm import IRModule, relax, tirx
-from tvm.ir import GlobalVar
+from tvm.ir import Call, GlobalVar
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm.relax.expr_functor import mutator
 from tvm.relax.frontend.onnx import from_onnx
-from tvm.s_tir import Schedule
+from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
+from tvm.script import tirx as T
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 from tvm_ffi import register_error, structural_hash, structural_walk
 
 __all__ = [
+    "Call",
     "Constant",
     "GlobalVar",
     "IRModule",
@@ -30,10 +32,13 @@ __all__ = [
     "PassContext",
     "PrimFunc",
     "SBlockRV",
+    "SBlockRealize",
     "Schedule",
     "ScheduleError",
     "Sequential",
+    "T",
     "Target",
+    "chooses",
     "from_onnx",
     "is_reduction",
     "is_select",
@@ -44,6 +49,7 @@ __all__ = [
     "relax",
     "shape_of",
     "structural_hash",
+    "structural_walk",
     "tirx",
     "tvm",
     "variables_in",
@@ -74,7 +80,12 @@ def is_reduction(block: Any) -> bool:
 
 def is_select(body: Any) -> bool:
     """Whether a block stores one of two values, and computes only that one: how padding is written."""
-    operator = getattr(getattr(body, "value", None), "op", None)
+    return chooses(getattr(body, "value", None))
+
+
+def chooses(expression: Any) -> bool:
+    """Whether an expression is one of two values, of which only that one is computed."""
+    operator = getattr(expression, "op", None)
     return bool(operator is not None and operator.same_as(_SELECT))
 
 

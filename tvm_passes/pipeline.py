@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_passes.block_layouts import BlockLayouts
 from tvm_passes.compat import IRModule, PrimFunc, Sequential, relax
+from tvm_passes.count_flops import count_flops
 from tvm_passes.fold_constants import FoldConstants
 from tvm_passes.kernel_calls import kernel_calls, relax_functions
 from tvm_passes.schedule_kernels import Choose, ScheduleKernels, guess, kernel_key
@@ -31,6 +32,7 @@ class Kernel:
         tensors: Names of the ONNX tensors it computes.
         rule: The schedule rule that took it.
         parameters: Shape and dtype of each, the result last.
+        flops: Floating-point operations of one call (see `count_flops`).
     """
 
     function: str
@@ -38,6 +40,7 @@ class Kernel:
     tensors: tuple[str, ...]
     rule: str
     parameters: tuple[Parameter, ...]
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Fused:
         """Its distinct kernels by key, each with the positions of its constant parameters."""
         calls = kernel_calls(self.module)
         return {kernel_key(call.func, call.constants): (call.func, call.constants) for call in calls}
+
+    @property
+    def flops(self) -> tuple[int, ...]:
+        """Floating-point operations of each of its `kernel_calls`."""
+        return tuple(count_flops(call.func) for call in kernel_calls(self.module))
 
 
 @dataclass(frozen=True)
@@ -121,8 +129,10 @@ def schedule(fused: Fused, cpu: Cpu, choose: Choose = guess, *, dump: Path | Non
         ],
     })  # fmt: skip
     kernels = tuple(
-        Kernel(call.function, call.kernel, tensors, rule, tuple(_parameter(p) for p in call.func.params))
-        for call, tensors, rule in zip(kernel_calls(module), fused.tensors, schedules.rules, strict=True)
+        Kernel(call.function, call.kernel, tensors, rule, tuple(_parameter(p) for p in call.func.params), flops)
+        for call, tensors, rule, flops in zip(
+            kernel_calls(module), fused.tensors, schedules.rules, fused.flops, strict=True
+        )
     )
     return Lowered(module, kernels)
 
