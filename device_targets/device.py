@@ -22,6 +22,8 @@ class Device:
         lanes: float32 lanes of one vector register.
         registers: Vector registers.
         memory_bytes: What a model and its intermediate results must fit into.
+        features: What the CPU can do, in the names of /proc/cpuinfo; code for the device uses nothing else.
+        local: Whether it is this machine.
         sources: Where each number comes from, by attribute.
     """
 
@@ -33,4 +35,11 @@ class Device:
     lanes: int
     registers: int
     memory_bytes: int
+    features: frozenset[str]
+    local: bool
     sources: Mapping[str, str]
+
+    @property
+    def architecture(self) -> str:
+        """The instruction set it runs, as ``uname -m`` calls it."""
+        return str(self.target["mtriple"]).partition("-")[0]

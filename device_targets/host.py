@@ -16,23 +16,26 @@ _VECTORS = (("avx512f", 16, 32), ("avx2", 8, 16), ("asimd", 4, 32), ("sse2", 4, 
 def host() -> Device:
     """Describe this machine: cores this process may run on, vector width, memory."""
     threads = len(os.sched_getaffinity(0))
-    flags = _cpu_field("flags", "Features").split()
-    lanes, registers = next(((lanes, count) for flag, lanes, count in _VECTORS if flag in flags), (1, 16))
+    features = frozenset(_cpu_field("flags", "Features").split())
+    lanes, registers = next(((lanes, count) for flag, lanes, count in _VECTORS if flag in features), (1, 16))
     name = _cpu_field("model name", "CPU part") or platform.machine()
     return Device(
         name="host",
         kind="cpu",
         description=f"this machine: {name}, {threads} cores",
-        target={"kind": "llvm", "mcpu": "", "num-cores": threads},
+        target={"kind": "llvm", "mtriple": f"{platform.machine()}-linux-gnu", "mcpu": "", "num-cores": threads},
         threads=threads,
         lanes=lanes,
         registers=registers,
         memory_bytes=_memory_bytes(),
+        features=features,
+        local=True,
         sources={
             "threads": "sched_getaffinity",
             "lanes": "/proc/cpuinfo",
             "registers": "instruction set manual, by the widest vector flag",
             "memory_bytes": "/proc/meminfo MemTotal, or the control group's limit where lower",
+            "features": "/proc/cpuinfo",
         },
     )
 

@@ -30,6 +30,7 @@ import numpy as np
 import tvm
 from tvm import relax, rpc
 
+from device_targets.needs import check_needs
 from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
 from gos_adapt.quantities import Conditions, Measurement
 
@@ -62,6 +63,19 @@ class Effort:
     samples: int = 8
 
 
+def check_connected(device: Device) -> None:
+    """Refuse to measure on a device that cannot be reached.
+
+    Raises:
+        DeviceUnreachableError: it is not this machine, and there is no way to another yet.
+    """
+    if not device.local:
+        raise DeviceUnreachableError(
+            f"measuring on boards is not available yet, so nothing can be run on {device.name}; "
+            f"'adapt compile MODEL --target {device.name} --out DIR' compiles for it"
+        )
+
+
 class Session:
     """A connection to one device; a context manager, and the only owner of its server process."""
 
@@ -75,6 +89,7 @@ class Session:
         self._uploads = 0
 
     def __enter__(self) -> Session:
+        check_connected(self.device)
         self._folder = tempfile.TemporaryDirectory(prefix="adapt-", ignore_cleanup_errors=True)
         try:
             self._start()
@@ -96,9 +111,10 @@ class Session:
         """Upload a compiled library (``.so``) and open it on the device.
 
         Raises:
-            DeviceError: the device refuses the library.
+            DeviceError: the device refuses the library, or could not run it (see `check_needs`).
             DeviceUnreachableError: it does not answer.
         """
+        check_needs(library, self.device)
         self.ensure_alive()
         try:
             self._uploads += 1

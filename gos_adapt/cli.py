@@ -199,13 +199,14 @@ def devices() -> None:
 
     known = [describe() for describe in DEVICES.values()]
     _print_table(
-        ("device", "kind", "threads", "memory", ""),
+        ("device", "kind", "threads", "memory", "measure", ""),
         (
             (
                 device.name,
                 device.kind,
                 str(device.threads),
                 f"{device.memory_bytes / 2**30:.1f} GiB",
+                "yes" if device.local else "compile only",
                 device.description,
             )
             for device in known

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from device_targets import DEVICES
-from device_targets.session import Session
+from device_targets.session import Session, check_connected
 from gos_adapt import __version__, baselines, benchmark
 from gos_adapt.adaptation import Adaptation
 from gos_adapt.environment import read_environment
@@ -92,6 +92,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
     model = _model_of(config)
     task = _task(config, model)
     device = DEVICES[config.target]()
+    check_connected(device)
     with (
         RunFolder.open(config.folder, _identity(config, model, task, device), config.policy) as folder,
         progress.log_to(folder.claim("log.txt")),

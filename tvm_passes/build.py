@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gos_adapt.errors import ConfigError, ModelImportError, last_line
+from gos_adapt.errors import ModelImportError, last_line
 from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, relax, tvm
+from tvm_passes.cpu_features import excess_features
 from tvm_passes.frontend import import_onnx
+from tvm_passes.link import link
 from tvm_passes.pipeline import Kernel, Lowered, Parameter, lower
 from tvm_passes.schedules import Cpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import onnx
 
@@ -94,10 +95,12 @@ def cpu_of(device: Device) -> Cpu:
 
 
 def target_of(device: Device) -> Target:
-    """Return TVM's target of a device; an empty ``mcpu`` is this machine's."""
+    """Return TVM's target of a device: its CPU (this machine's where ``mcpu`` is empty), less what it is without."""
     target: dict[str, Any] = dict(device.target)
-    if not target.get("mcpu"):
+    if not target["mcpu"]:
         target["mcpu"] = tvm.get_global_func("target.llvm_get_system_cpu")()
+    if excess := excess_features(Target(target), device.features):
+        target["mattr"] = [f"-{feature}" for feature in excess]
     return Target(target)
 
 
@@ -115,22 +118,12 @@ def export(lowered: Lowered, device: Device, path: Path) -> Built:
         ModelImportError: TVM cannot generate code for it.
         ConfigError: there is no linker, or no room.
     """
+    target = target_of(device)
     try:
-        executable = tvm.compile(lowered.module, target_of(device))
+        executable = tvm.compile(lowered.module, target)
     except Exception as failure:
         raise ModelImportError(f"TVM could not compile the model: {last_line(failure)}") from failure
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            linked = Path(folder) / path.name
-            executable.export_library(str(linked))
-            linked.replace(path)
-    except OSError:
-        raise
-    except Exception as failure:  # whatever the linker says
-        raise ConfigError(
-            f"the compiled model could not be linked ({last_line(failure)}); a C++ compiler (g++) must be installed, "
-            f"and {path.parent} must have room"
-        ) from failure
+    link(executable, target, path)
     return Built(path, lowered.kernels, lowered.parameters)
 
 

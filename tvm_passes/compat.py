@@ -19,6 +19,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.script import tirx as T
+from tvm.support import cc
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 from tvm_ffi import register_error, structural_hash, structural_walk
@@ -38,6 +39,7 @@ __all__ = [
     "Sequential",
     "T",
     "Target",
+    "cc",
     "chooses",
     "from_onnx",
     "is_reduction",

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from device_targets import host
+from device_targets.needs import check_needs
 from gos_adapt.errors import ConfigError, DeviceError, last_line
 from gos_adapt.model.model import Model, TensorSpec
 from tvm_passes.compat import relax, tvm
@@ -117,7 +119,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
 
     Raises:
         ConfigError: there is no compiled model.
-        DeviceError: this machine cannot load it.
+        DeviceError: this machine cannot run it: another architecture, or a CPU without what its code uses.
     """
     library = Path(path) / "model.so" if Path(path).is_dir() else Path(path)
     description = library.with_name("model.json")
@@ -133,6 +135,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{description} is not JSON ({error}); compile the model again") from error
+    check_needs(library, host())
     # Read by TVM when its thread pool starts, with the first parallel kernel. Left alone, TVM would take half of the
     # cores and tie the caller's thread, and every process it starts from then on, to one of them.
     os.environ.setdefault("TVM_NUM_THREADS", str(max(1, min(interface.threads, os.cpu_count() or 1))))
