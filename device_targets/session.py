@@ -46,6 +46,8 @@ _START_TIMEOUT_S = 120.0
 _CALL_TIMEOUT_S = 300.0
 _SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
 _METHOD = "rpc time_evaluator"
+TIMED = "_timed"
+"""Ends the name of a compiled function that, besides its results, returns when each of its kernels began and ended."""
 LOST = "the device lost the session"
 """Begins the error of a measurement that failed because another one crashed the device."""
 
@@ -128,6 +130,11 @@ class Session:
             if not self.alive():
                 raise self._unreachable("while it loaded a library") from failure
             raise DeviceError(f"device {self.device.name} refused {library.name}: {last_line(failure)}") from failure
+
+    @property
+    def connection(self) -> object:
+        """Identity of the present connection: what was loaded through another one is gone."""
+        return self._remote
 
     def conditions(self) -> Conditions:
         """What measurements taken now are taken under."""
@@ -270,6 +277,17 @@ class Library:
         outputs = outputs if isinstance(outputs, Sequence) else [outputs]
         return tuple(output.numpy() for output in outputs)
 
+    def kernel_times(self, function: str, inputs: Sequence[Array]) -> Array:
+        """Run the sister of `function` that reads the clock between kernels (`tvm_passes.plan_sequence`).
+
+        Returns:
+            int64 nanoseconds of shape (runs, kernels + 1).
+
+        Raises:
+            DeviceError: it fails on the device, or the library was built without it.
+        """
+        return self.run(inputs, function + TIMED)[-1]
+
     def function_evaluator(self, function: str, inputs: Sequence[Array]) -> Evaluator:
         """Return what times a Relax function on fixed inputs: (number, repeat) -> seconds per run."""
         self._machine.set_input(function, *(self._tensor(array) for array in inputs))
@@ -285,8 +303,7 @@ class Library:
 
     def kernel_evaluator(self, kernel: str, parameters: Sequence[tuple[tuple[int, ...], str]]) -> Evaluator:
         """Return what times one kernel on random inputs: (number, repeat) -> seconds per run."""
-        rng = np.random.default_rng(0)
-        arguments = [self._tensor(rng.random(shape).astype(dtype)) for shape, dtype in parameters]
+        arguments = [self._random(shape, dtype) for shape, dtype in parameters]
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
             evaluator = self._module.time_evaluator(kernel, self._remote.cpu(), number=number, repeat=repeat)
@@ -294,6 +311,14 @@ class Library:
                 return list(evaluator(*arguments).results)
 
         return evaluate
+
+    def _random(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Make a tensor on the device: random where it holds real numbers, zero where it may hold indices."""
+        if not dtype.startswith("float"):
+            return self._tensor(np.zeros(shape, dtype))
+        tensor = tvm.runtime.empty(shape, dtype, self._remote.cpu())
+        self._remote.get_function("tvm.contrib.random.random_fill_for_measure")(tensor)
+        return tensor
 
     def _tensor(self, array: Array) -> Any:
         return tvm.runtime.tensor(array, self._remote.cpu())

@@ -10,31 +10,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from device_targets.session import LOST, Effort, Session, measure
-from gos_adapt.errors import AdaptError, DeviceError
+from gos_adapt.cache_folder import cache_folder
+from gos_adapt.errors import AdaptError
 from gos_adapt.model.random_array import random_array
 from gos_adapt.operators.onnx_form import to_onnx
+from gos_adapt.profiling.in_place import RUNS, time_in_place
 from gos_adapt.profiling.profile import KernelLatency, Profile, attribute
+from gos_adapt.progress import Silent
 from gos_adapt.quantities import Measurement
-from tvm_passes.build import build_functions, build_kernels, build_model
+from gos_adapt.tuning import Tuner, open_store
+from tvm_passes.build import build, prepare, prepare_functions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gos_adapt.model.model import Array, Model, Site
     from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.progress import Progress
     from tvm_passes.build import Built
+    from tvm_passes.pipeline import Fused
 
-WHOLE = "whole model"
-PROFILE_EFFORT = Effort(rounds=5, samples=8)
 CANDIDATE_EFFORT = Effort(rounds=5, samples=6)
 
 
 class Workbench:
-    """Measures on one device through its session; a context manager that owns a scratch folder."""
+    """Measures on one device through its session; a context manager that owns a scratch folder and the tuner.
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.device = session.device
+    Args:
+        session: With the device.
+        progress: Where to say that kernels are being tuned.
+        store: The file that remembers tuned kernels; `None` for the one of this user.
+    """
+
+    def __init__(self, session: Session, progress: Progress | None = None, store: Path | None = None) -> None:
+        self.session, self.device = session, session.device
+        self._progress = progress or Silent()
+        self._store = open_store(store or cache_folder() / "tuning.sqlite", self.device)
+        self._tuner = Tuner(session, self._store)
         self._folder = TemporaryDirectory(prefix="adapt-")
         self._count = 0
 
@@ -42,26 +54,46 @@ class Workbench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._tuner.__exit__()
+        self._store.__exit__()
         self._folder.cleanup()
 
+    def build(self, model: Model, path: Path, batch: int = 1, timed_repeats: int = 0) -> Built:
+        """Tune the kernels of a model that were never tuned, and compile it into the library `path`.
+
+        Args:
+            model: Canonical.
+            path: The library.
+            batch: What every dynamic dimension becomes.
+            timed_repeats: See `tvm_passes.build.build`.
+
+        Raises:
+            ModelImportError: TVM cannot import or compile it.
+            DeviceUnreachableError: the device is gone.
+        """
+        fused = prepare(model.proto, self.device, batch)
+        self._tune(fused)
+        return build(fused, self.device, path, self._tuner.choose, timed_repeats)
+
     def profile(self, model: Model, sites: Sequence[Site]) -> Profile:
-        """Time every kernel of a model alone and the model as a whole, at batch 1, interleaved."""
-        built = build_model(model.proto, self.device, 1, self._path())
-        kernels = build_kernels(model.proto, self.device, 1, self._path())
-        whole, parts = self.session.load(built.path), self.session.load(kernels.path)
-        measured = measure(
-            self.session,
-            {WHOLE: partial(whole.function_evaluator, "main", random_inputs(built, "main"))}
-            | {
-                kernel.name: partial(parts.kernel_evaluator, kernel.name, kernel.parameters)
-                for kernel in kernels.kernels
-            },
-            PROFILE_EFFORT,
-        )
-        if not measured[WHOLE].ok:
-            raise DeviceError(f"{self.device.name} could not run {model.name}: {measured[WHOLE].error}")
-        latencies = [KernelLatency(k.name, k.tensors, k.rule, measured[k.name]) for k in kernels.kernels]
-        return attribute(measured[WHOLE], latencies, sites)
+        """Time the model as a whole and each of its kernels in place, at batch 1, in turns."""
+        built = self.build(model, self._path(), timed_repeats=RUNS)
+        library, inputs = self.session.load(built.path), random_inputs(built, "main")
+        whole, kernels = time_in_place(self.session, library, inputs)
+        latencies = [
+            KernelLatency(k.name, k.tensors, k.rule, latency) for k, latency in zip(built.kernels, kernels, strict=True)
+        ]
+        return attribute(whole, latencies, sites)
+
+    def _tune(self, fused: Fused) -> None:
+        waiting = self._tuner.unknown(fused.kernels)
+        if not waiting:
+            return
+        with self._progress.stage("tune kernels", len(waiting)) as advance:
+            tuning = self._tuner.tune(waiting, advance)
+        self._progress.detail(f"{tuning.trials} variants of {len(waiting)} kernels built and timed")
+        for trial, reason in tuning.failed.items():
+            self._progress.detail(f"failed: {trial}: {reason}")
 
     def measure_operators(self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]]) -> list[Measurement]:
         """Time operators as they would run inside a model: one library, one upload, interleaved.
@@ -75,7 +107,7 @@ class Workbench:
 
     def _measure_functions(self, protos: dict[str, Any]) -> dict[str, Measurement]:
         try:
-            built = build_functions(protos, self.device, 1, self._path())
+            built = build(prepare_functions(protos, self.device, 1), self.device, self._path(), self._tuner.choose)
             library = self.session.load(built.path)
         except AdaptError as failure:
             if len(protos) == 1:

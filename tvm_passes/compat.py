@@ -6,11 +6,13 @@ buffer is a `Var` whose type holds its shape, compilation targets are dicts (apa
 
 from __future__ import annotations
 
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax, tirx
-from tvm.ir import Call, GlobalVar
+from tvm.ir import Call, GlobalVar, PointerType, PrimType, load_json, save_json
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm.relax.expr_functor import mutator
@@ -19,15 +21,21 @@ from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 from tvm.support import cc
 from tvm.target import Target
 from tvm.tirx import PrimFunc
+from tvm.tirx.script import builder as TirBuilder
 from tvm_ffi import register_error, structural_hash, structural_walk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "Call",
     "Constant",
     "GlobalVar",
+    "IRBuilder",
     "IRModule",
     "LoopRV",
     "PassContext",
@@ -39,16 +47,22 @@ __all__ = [
     "Sequential",
     "T",
     "Target",
+    "TirBuilder",
+    "bytes_of",
+    "call_kernel",
     "cc",
     "chooses",
+    "dtype_of",
     "from_onnx",
     "is_reduction",
     "is_select",
+    "load_json",
     "module_pass",
     "mutator",
     "reduces",
     "register_error",
     "relax",
+    "save_json",
     "shape_of",
     "structural_hash",
     "structural_walk",
@@ -62,12 +76,26 @@ _REDUCTION_AXIS = 2  # tvm::tirx::IterVarType::kCommReduce
 
 
 def shape_of(buffer: Any) -> tuple[int, ...]:
-    """Return a buffer's (or a typed value's) static shape.
+    """Return the static shape of a buffer (or of a typed value, or of a type).
 
     Raises:
         TypeError: when a dimension is symbolic.
     """
-    return tuple(int(size) for size in buffer.ty.shape)
+    return tuple(int(size) for size in _type(buffer).shape)
+
+
+def dtype_of(value: Any) -> str:
+    """Return the dtype of a buffer (or of a typed value, or of a type)."""
+    return str(_type(value).dtype)
+
+
+def bytes_of(value: Any) -> int:
+    """Return how much memory a buffer (or a typed value, or a value of a type) of static shape takes."""
+    return prod(shape_of(value)) * int(tvm_ffi.dtype(dtype_of(value)).itemsize)
+
+
+def _type(value: Any) -> Any:
+    return getattr(value, "ty", value)
 
 
 def reduces(axis: Any) -> bool:
@@ -96,3 +124,18 @@ def variables_in(expression: Any) -> list[Any]:
     found: list[Any] = []
     structural_walk(expression, (tirx.Var, found.append))
     return found
+
+
+def call_kernel(name: str, tensors: Sequence[tuple[Any, tuple[int, ...], str]]) -> Any:
+    """Return a direct call of a compiled kernel of the same library, on tensors given as (pointer, shape, dtype)."""
+    return TirBuilder.call_cpacked(name, *(_tensor(*tensor) for tensor in tensors))
+
+
+def _tensor(pointer: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    sizes = tvm.ir.Call(
+        "tirx.tvm_stack_make_shape",
+        [tirx.const(size, "int64") for size in shape],
+        ret_ty=PointerType(PrimType("int64")),
+    )
+    fields = [pointer, sizes, 0, len(shape), tirx.const(0, dtype), tirx.const(0, "int64")]
+    return tvm.ir.Call(tvm.ir.Op.get("tirx.tvm_stack_make_array"), fields, ret_ty="handle")

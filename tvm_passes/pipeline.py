@@ -10,6 +10,7 @@ from tvm_passes.compat import IRModule, PrimFunc, Sequential, relax
 from tvm_passes.count_flops import count_flops
 from tvm_passes.fold_constants import FoldConstants
 from tvm_passes.kernel_calls import kernel_calls, relax_functions
+from tvm_passes.plan_sequence import PlanSequence
 from tvm_passes.schedule_kernels import Choose, ScheduleKernels, guess, kernel_key
 from tvm_passes.tag_tensors import TagTensors, TakeTags
 
@@ -113,13 +114,16 @@ def fuse(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False, dump: Pa
     return Fused(module, tuple(tags.tensors))
 
 
-def schedule(fused: Fused, cpu: Cpu, choose: Choose = guess, *, dump: Path | None = None) -> Lowered:
+def schedule(
+    fused: Fused, cpu: Cpu, choose: Choose = guess, *, timed_repeats: int = 0, dump: Path | None = None
+) -> Lowered:
     """Run the second half of the compiler.
 
     Args:
         fused: Result of `fuse`.
         cpu: What to schedule for.
         choose: Which variant of which kernel; see `gos_adapt.tuning` for measured choices.
+        timed_repeats: Above 0: also add the functions that time their own kernels (see `PlanSequence`).
         dump: A folder to write the module to after each phase.
     """
     schedules = ScheduleKernels(cpu, choose)
@@ -134,6 +138,11 @@ def schedule(fused: Fused, cpu: Cpu, choose: Choose = guess, *, dump: Path | Non
             kernel_calls(module), fused.tensors, schedules.rules, fused.flops, strict=True
         )
     )
+    module = _run(module, dump, {
+        "4-planned": [
+            PlanSequence(timed_repeats),  # one call, static memory
+        ],
+    })  # fmt: skip
     return Lowered(module, kernels)
 
 

@@ -1,0 +1,8 @@
+"""Choose schedules by measurement: trials on the device, and the store that remembers them."""
+
+from __future__ import annotations
+
+from gos_adapt.tuning.store import Record, Store
+from gos_adapt.tuning.tuner import Tuner, Tuning, open_store
+
+__all__ = ["Record", "Store", "Tuner", "Tuning", "open_store"]

@@ -1,0 +1,215 @@
+"""Find the fastest variant of every kernel of a model, on the device.
+
+In rounds, for a few kernels at a time: build all variants of all of them in processes of their own, then time them with
+nothing else running, the variants of a kernel in turns. The first round tries register tiles, the next ones the
+neighbours of the fastest, one knob at a time, until none is faster. The best few meet again in a longer, final look.
+What fails to build or crashes the device is recorded with its reason and costs only itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import tvm_passes.schedules
+from device_targets.session import LOST, Effort, Evaluator, Library, Session, measure
+from gos_adapt.errors import Rejection
+from gos_adapt.quantities import Measurement
+from gos_adapt.tuning.store import Record, Store
+from tvm_passes.build import cpu_of, target_of
+from tvm_passes.build_pool import BuildPool, Trial, TrialLibrary
+from tvm_passes.compat import PrimFunc, tvm
+from tvm_passes.schedules import RULES, Variant, variants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from device_targets import Device
+    from tvm_passes.schedules import Cpu
+
+    Kernels = Mapping[str, tuple[PrimFunc, frozenset[int]]]
+
+ROUNDS = 3
+"""Register tiles, neighbours of the fastest, and theirs."""
+FINALISTS = 3
+TOGETHER = 8
+"""Kernels tuned at a time: what is lost when the process is killed."""
+LOOK, FINAL = Effort(rounds=2, samples=3), Effort(rounds=5, samples=4)
+
+
+@dataclass
+class Tuning:
+    """What tuning took.
+
+    Attributes:
+        trials: Variants built and timed now.
+        failed: Reasons of those that could not be, by "kernel variant".
+        untunable: Why no rule takes a kernel, by its key.
+    """
+
+    trials: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    untunable: dict[str, str] = field(default_factory=dict)
+
+
+class Tuner:
+    """Tunes kernels on one device through its session; a context manager that owns the building processes."""
+
+    def __init__(self, session: Session, store: Store) -> None:
+        self.session, self.store = session, store
+        self._folder = TemporaryDirectory(prefix="adapt-tune-")
+        self._pool = BuildPool(session.device, Path(self._folder.name))
+        self._cpu = cpu_of(session.device)
+        self._loaded: dict[Path, tuple[object, Library]] = {}
+
+    def __enter__(self) -> Tuner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.__exit__()
+        self._folder.cleanup()
+
+    def choose(self, kernel: str) -> Variant | None:
+        """Return the fastest known variant of a kernel (see `tvm_passes.schedule_kernels.Choose`)."""
+        record = self.store.best(kernel)
+        return Variant.parse(record.variant, RULES) if record else None
+
+    def unknown(self, kernels: Kernels) -> Kernels:
+        """Return the kernels that the store does not know."""
+        return {key: kernel for key, kernel in kernels.items() if self.store.best(key) is None}
+
+    def tune(self, kernels: Kernels, advance: Callable[[], None] = lambda: None) -> Tuning:
+        """Tune kernels and remember what was measured.
+
+        Args:
+            kernels: Key -> unscheduled kernel and positions of its constants (`tvm_passes.pipeline.Fused.kernels`).
+            advance: Called once for each kernel.
+
+        Raises:
+            DeviceUnreachableError: the device is gone; what was finished is in the store.
+        """
+        tuning = Tuning()
+        keys = list(kernels)
+        for start in range(0, len(keys), TOGETHER):
+            together = keys[start : start + TOGETHER]
+            self._tune({key: kernels[key] for key in together}, tuning)
+            for _ in together:
+                advance()
+        return tuning
+
+    def _tune(self, kernels: Kernels, tuning: Tuning) -> None:
+        contests = []
+        for key, (func, constants) in kernels.items():
+            first = variants(func, self._cpu)
+            if isinstance(first, Rejection):
+                tuning.untunable[key] = first.reason
+            else:
+                contests.append(_Contest(key, func, constants, list(first)))
+        for _ in range(ROUNDS):
+            self._build(contests, tuning)
+            for contest in contests:
+                if contest.waiting:
+                    contest.note(self._time(contest, contest.waiting + contest.fastest(1), LOOK))
+                contest.waiting = contest.neighbours(self._cpu)
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        for contest in contests:
+            final = self._time(contest, contest.fastest(FINALISTS), FINAL)
+            self.store.put(contest.records(final, date))
+            tuning.failed |= {f"{contest.key} {v.to_text()}": m.error for v, m in contest.seen.items() if m.error}
+
+    def _build(self, contests: Sequence[_Contest], tuning: Tuning) -> None:
+        """Build what waits in the contests; what cannot be built is seen as failed."""
+        homes = {
+            f"trial_{tuning.trials + i}": (contest, variant)
+            for i, (contest, variant) in enumerate((c, variant) for c in contests for variant in c.waiting)
+        }
+        tuning.trials += len(homes)
+        trials = {name: Trial(c.key, c.func, c.constants, variant) for name, (c, variant) in homes.items()}
+        for library in self._pool.build(trials):
+            for name in library.parameters:
+                contest, variant = homes[name]
+                contest.built[variant] = (library, name)
+            for name, reason in library.refused.items():
+                contest, variant = homes[name]
+                contest.seen[variant] = Measurement((), self.session.conditions(), reason)
+                contest.waiting.remove(variant)
+
+    def _time(self, contest: _Contest, who: Sequence[Variant], effort: Effort) -> dict[Variant, Measurement]:
+        """Time variants of one kernel in turns; what another one's crash took with it is timed again without that."""
+        names = {contest.built[variant][1]: variant for variant in who}
+        evaluators = {name: partial(self._evaluator, *contest.built[variant]) for name, variant in names.items()}
+        measured = measure(self.session, evaluators, effort)
+        found = {names[name]: measurement for name, measurement in measured.items()}
+        lost = [variant for variant, measurement in found.items() if (measurement.error or "").startswith(LOST)]
+        if lost and len(lost) < len(found):
+            found |= self._time(contest, lost, effort)
+        return found
+
+    def _evaluator(self, library: TrialLibrary, name: str) -> Evaluator:
+        self.session.ensure_alive()
+        if self._loaded.get(library.path, (None, None))[0] is not self.session.connection:
+            self._loaded[library.path] = self.session.connection, self.session.load(library.path)
+        return self._loaded[library.path][1].kernel_evaluator(name, library.parameters[name])
+
+
+class _Contest:
+    """The variants of one kernel: those to be tried next, and what was seen of the others."""
+
+    def __init__(self, key: str, func: PrimFunc, constants: frozenset[int], waiting: list[Variant]) -> None:
+        self.key, self.func, self.constants, self.waiting = key, func, constants, waiting
+        self.built: dict[Variant, tuple[TrialLibrary, str]] = {}
+        self.seen: dict[Variant, Measurement] = {}
+        self._asked: Variant | None = None
+
+    def note(self, measured: Mapping[Variant, Measurement]) -> None:
+        """Remember the better of two looks at a variant."""
+        for variant, new in measured.items():
+            old = self.seen.get(variant)
+            if old is None or not old.ok or (new.ok and new.best_s < old.best_s):
+                self.seen[variant] = new
+
+    def fastest(self, count: int) -> list[Variant]:
+        """Return the fastest variants seen so far."""
+        good = [variant for variant, measurement in self.seen.items() if measurement.ok]
+        return sorted(good, key=lambda variant: self.seen[variant].best_s)[:count]
+
+    def neighbours(self, cpu: Cpu) -> list[Variant]:
+        """Return untried neighbours of the fastest variant, when that is another one than the last time."""
+        fastest = self.fastest(1)
+        if not fastest or fastest[0] == self._asked:
+            return []
+        self._asked = fastest[0]
+        found = variants(self.func, cpu, self._asked)
+        return [] if isinstance(found, Rejection) else [variant for variant in found if variant not in self.seen]
+
+    def records(self, final: Mapping[Variant, Measurement], date: str) -> list[Record]:
+        """Return what the store keeps."""
+        last = {variant: final.get(variant, measurement) for variant, measurement in self.seen.items()}
+        return [
+            Record(self.key, variant.to_text(), m.best_s if m.ok else None, m.error, variant in final and m.ok, date)
+            for variant, m in last.items()
+        ]
+
+
+def open_store(path: Path, device: Device) -> Store:
+    """Open the store of tuned kernels for a device and for the schedules of this installation.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    target = target_of(device)
+    return Store(path, f"{device.name} {target.attrs['mcpu']} {device.threads} threads", schedules_version())
+
+
+@cache
+def schedules_version() -> str:
+    """Return the version of what turns a variant into code: TVM's, and a hash of the schedules' own source."""
+    source = hashlib.sha256()
+    for file in sorted(Path(tvm_passes.schedules.__file__).parent.glob("*.py")):
+        source.update(file.read_bytes())
+    return f"tvm {tvm.__version__} schedules {source.hexdigest()[:16]}"

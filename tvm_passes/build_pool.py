@@ -1,0 +1,155 @@
+"""Build many variants of many kernels at once, in processes of their own.
+
+Generating code takes a tenth of a second for each kernel, and nothing is timed meanwhile: so every core builds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvm_passes.build import cpu_of, target_of
+from tvm_passes.compat import PrimFunc, save_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from device_targets import Device
+    from tvm_passes.pipeline import Parameter
+    from tvm_passes.schedules import Variant
+
+_PER_LIBRARY = 16
+"""Trials in one library: enough that linking is a small part, few enough that a crash loses little."""
+_BUILD_TIMEOUT_S = 120.0
+"""A hundred times what such a library takes: whatever takes longer does not end."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One kernel under one variant.
+
+    Attributes:
+        kernel: Its key.
+        func: Unscheduled.
+        constants: Positions of its constant parameters.
+        variant: How to schedule it.
+    """
+
+    kernel: str
+    func: PrimFunc
+    constants: frozenset[int]
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class TrialLibrary:
+    """A library of trials on disk: for each trial that could be built, its parameters; for the others, why not."""
+
+    path: Path
+    parameters: Mapping[str, tuple[Parameter, ...]]
+    refused: Mapping[str, str]
+
+
+class BuildPool:
+    """Processes that build trials for one device; a context manager."""
+
+    def __init__(self, device: Device, folder: Path) -> None:
+        self._cpu, self._target = asdict(cpu_of(device)), str(target_of(device))
+        self._folder = folder
+        self._count = 0
+        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._idle: list[_Worker] = []
+
+    def __enter__(self) -> BuildPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._idle:
+            worker.stop()
+
+    def build(self, trials: Mapping[str, Trial]) -> list[TrialLibrary]:
+        """Build named trials; every name is in exactly one of the libraries."""
+        names = list(trials)
+        shares = max(1, -(-len(names) // _PER_LIBRARY))
+        batches = [{name: trials[name] for name in names[share::shares]} for share in range(shares)]
+        return [library for libraries in self._threads.map(self._build, batches) for library in libraries]
+
+    def _build(self, trials: Mapping[str, Trial]) -> list[TrialLibrary]:
+        """Build one library; when that kills the process, each half on its own, down to the one to blame."""
+        path = self._path()
+        answer = self._ask({
+            "path": str(path),
+            "cpu": self._cpu,
+            "target": self._target,
+            "kernels": {trial.kernel: save_json(trial.func) for trial in trials.values()},
+            "trials": {
+                name: {
+                    "kernel": trial.kernel,
+                    "constants": sorted(trial.constants),
+                    "variant": trial.variant.to_text(),
+                }
+                for name, trial in trials.items()
+            },
+        })  # fmt: skip
+        if answer is not None:
+            parameters = {
+                name: tuple((tuple(shape), dtype) for shape, dtype in found)
+                for name, found in answer["parameters"].items()
+            }
+            return [TrialLibrary(path, parameters, answer["refused"])]
+        if len(trials) == 1:
+            return [TrialLibrary(path, {}, dict.fromkeys(trials, "building it killed the compiler, or did not end"))]
+        names: Sequence[str] = list(trials)
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        return [library for half in halves for library in self._build({name: trials[name] for name in half})]
+
+    def _path(self) -> Path:
+        self._count += 1
+        return self._folder / f"trials_{self._count}.so"
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a worker's answer, or `None` when it died of the job."""
+        worker = self._idle.pop() if self._idle else _Worker()
+        answer = worker.ask(job)
+        if answer is None:
+            worker.stop()
+        else:
+            self._idle.append(worker)
+        return answer
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tvm_passes.build_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(job) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            return None
+        ready, _, _ = select.select([stdout], [], [], _BUILD_TIMEOUT_S)
+        answer = stdout.readline() if ready else ""
+        return json.loads(answer) if answer else None
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
