@@ -43,6 +43,12 @@ class OnnxRuntime:
         """Execute once."""
         self.session.run_with_iobinding(self._binding)
 
+    def outputs(self) -> list[Array]:
+        """Execute once and return the outputs."""
+        self.run()
+        outputs: list[Array] = self._binding.copy_outputs_to_cpu()
+        return outputs
+
 
 def quantize(model: Model, samples: Iterable[dict[str, Array]], folder: Path) -> onnx.ModelProto | Rejection:
     """Quantise the original with ONNX Runtime's static quantiser: QDQ, int8, per channel, min-max calibration.

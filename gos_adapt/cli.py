@@ -174,22 +174,33 @@ def compile_(model: Path, target: str, out: Path, batch: int, verbosity: Verbosi
 @commands.command()
 @click.argument("model_or_run", type=click.Path(path_type=Path))
 @_target
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: name -> measurement, seconds.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of each.  [default: all of DEVICE]")
+@click.option("--layers", is_flag=True, help="Also time every kernel of what we compiled, beside the device's peaks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: SI units, all samples and their conditions.")
 @_quiet
 @_verbose
-def bench(model_or_run: Path, target: str, as_json: bool, verbosity: Verbosity | None) -> None:
-    """Time a model, or a run's original and adapted model, beside ONNX Runtime.
+def bench(
+    model_or_run: Path, target: str, threads: int | None, layers: bool, as_json: bool, verbosity: Verbosity | None
+) -> None:
+    """Time a model beside ONNX Runtime and TVM's own build; or a run's original and adapted model.
 
-    All are timed on DEVICE in turns within one run, with equal thread counts.
+    All are timed on DEVICE in turns within one run, with equal thread counts. A ratio is a latency over that of ONNX
+    Runtime fp32: below 1 is faster. A deviation is the largest difference of the outputs from ONNX Runtime's fp32, on
+    the same random input, relative to their scale.
     """
     check_target(target)
-    from gos_adapt import pipeline
+    from gos_adapt import bench_tables, pipeline
 
-    latencies = pipeline.bench(model_or_run, target, _progress(verbosity))
+    found = pipeline.bench(model_or_run, target, _progress(verbosity), threads=threads, layers=layers)
     if as_json:
-        click.echo(json.dumps({name: latency.to_json() for name, latency in latencies.items()}, indent=2))
-    else:
-        _print_latencies(latencies)
+        click.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        return
+    _print_table(*bench_tables.contender_table(found))
+    if found.layers is not None:
+        click.echo()
+        _print_table(*bench_tables.layer_table(found.layers))
+        for line in bench_tables.layer_legend(found.layers):
+            click.echo(line)
 
 
 @commands.command()

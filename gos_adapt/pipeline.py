@@ -15,20 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from device_targets import DEVICES
 from device_targets.session import Session, check_connected
-from gos_adapt import __version__, baselines, benchmark
+from gos_adapt import __version__, baselines
 from gos_adapt.adaptation import Adaptation
+from gos_adapt.bench import ADAPTED, FP32, INT8, ORIGINAL, bench, compare
 from gos_adapt.environment import read_environment
 from gos_adapt.errors import ConfigError, Rejection, RunFolderError, VerificationError
 from gos_adapt.model.load import load_model, load_module
-from gos_adapt.model.random_array import random_array
+from gos_adapt.model.random_array import random_samples
 from gos_adapt.model.sites import find_sites
 from gos_adapt.progress import Progress, Silent
-from gos_adapt.quantities import Conditions, Measurement
 from gos_adapt.replacing import Adapted, Loop, Request
 from gos_adapt.report.html import write_report
 from gos_adapt.result import (
@@ -51,16 +50,16 @@ from gos_adapt.summary import (
 )
 from gos_adapt.task import Task, evaluate_onnx, load_task
 from gos_adapt.verify import INPUTS, verify_function, verify_interface, verify_numerics
-from gos_adapt.workbench import Workbench, random_inputs
+from gos_adapt.workbench import Workbench
 from tvm_passes.build import build_model, target_of
 from tvm_passes.compiled import Interface, load_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from device_targets import Device
     from gos_adapt.config import AdaptConfig
-    from gos_adapt.model.model import Array, Model, Replacement
+    from gos_adapt.model.model import Model, Replacement
     from gos_adapt.profiling.profile import Profile
     from gos_adapt.result import Verification
     from tvm_passes.build import Built
@@ -71,8 +70,6 @@ DELIVERY_S = 60.0
 """Kept from the budget for compiling, verifying and timing what is delivered; at most a quarter of it."""
 RESULT, REPORT = "result.json", "report.html"
 DELIVERED = ("adapted.onnx", "adaptation.json", "adaptation.safetensors", "model.so", "model.json")
-ORIGINAL, ADAPTED = "original", "adapted"
-FP32, INT8 = "onnxruntime_fp32", "onnxruntime_int8"
 
 
 def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
@@ -97,7 +94,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
         RunFolder.open(config.folder, _identity(config, model, task, device), config.policy) as folder,
         progress.log_to(folder.claim("log.txt")),
         Session(device) as session,
-        Workbench(session) as workbench,
+        Workbench(session, progress) as workbench,
     ):
         progress.note(_opening(model, device, task))
         stages = _Stages()
@@ -153,7 +150,7 @@ def profile_model(model: Path, target: str, out: Path | None, progress: Progress
         AdaptError: see `gos_adapt.errors`.
     """
     loaded, device = load_model(model), DEVICES[target]()
-    with Session(device) as session, Workbench(session) as workbench, progress.stage("profile"):
+    with Session(device) as session, Workbench(session, progress) as workbench, progress.stage("profile"):
         profile = workbench.profile(loaded, find_sites(loaded))
     if out is not None:
         folder = _folder(out)
@@ -175,24 +172,6 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
         replace_atomic(folder / "model.so", lambda path: build_model(loaded.proto, device, batch, path))
     interface = Interface.of(loaded, target, device.threads, batch)
     write_atomic(folder / "model.json", _json(interface.to_json()))
-
-
-def bench(model_or_run: Path, target: str, progress: Progress) -> dict[str, Measurement]:
-    """Time a model, or what a run delivered, beside ONNX Runtime.
-
-    Raises:
-        AdaptError: see `gos_adapt.errors`.
-    """
-    device = DEVICES[target]()
-    run = model_or_run.is_dir()
-    original = load_model(model_or_run / "original.onnx" if run else model_or_run)
-    adapted = load_model(model_or_run / "adapted.onnx") if run else None
-    with TemporaryDirectory(prefix="adapt-") as scratch, Session(device) as session:
-        libraries = {ORIGINAL: build_model(original.proto, device, 1, Path(scratch) / "original.so")}
-        if adapted is not None:
-            libraries[ADAPTED] = build_model(adapted.proto, device, 1, Path(scratch) / "adapted.so")
-        int8 = baselines.quantize(original, _random_samples(original), Path(scratch))
-        return _interleaved(original, libraries, int8, session, progress)
 
 
 def _model_of(config: AdaptConfig) -> Model:
@@ -283,7 +262,7 @@ def _verify(model: Model, adapted: Model, built: Built, task: Task | None, sessi
     """Check interface and numbers: on the task's own inputs where there are any, on random ones otherwise."""
     verify_interface(adapted)
     if task is None:
-        inputs = [list(sample.values()) for sample in _random_samples(model, INPUTS)]
+        inputs = [list(sample.values()) for sample in random_samples(model, INPUTS)]
         verify_function(model, adapted, inputs)
     else:
         samples, _ = task.selection.part(slice(0, INPUTS)).arrays()
@@ -291,17 +270,12 @@ def _verify(model: Model, adapted: Model, built: Built, task: Task | None, sessi
     return verify_numerics(adapted, session.load(built.path).run, inputs)
 
 
-def _random_samples(model: Model, count: int = baselines.CALIBRATION_SAMPLES) -> list[dict[str, Array]]:
-    rng = np.random.default_rng(0)
-    return [{spec.name: random_array(spec.at_batch(1), spec.dtype, rng) for spec in model.inputs} for _ in range(count)]
-
-
 def _int8(model: Model, task: Task | None, folder: RunFolder, progress: Progress) -> onnx.ModelProto | Rejection:
     """Return the int8 baseline, made once for a run."""
     if (kept := folder.load_bytes("baseline_int8.onnx")) is not None:
         return onnx.load_model_from_string(kept)
     if task is None:
-        samples = _random_samples(model)
+        samples = random_samples(model, baselines.CALIBRATION_SAMPLES)
     else:
         every = -(-task.calibration.n // baselines.CALIBRATION_SAMPLES)
         inputs, _ = task.calibration.part(slice(None, None, every)).arrays()
@@ -341,40 +315,8 @@ def _latencies(
 ) -> Latencies:
     with TemporaryDirectory(prefix="adapt-") as scratch:
         original = build_model(model.proto, session.device, 1, Path(scratch) / "original.so")
-        measured = _interleaved(model, {ORIGINAL: original, ADAPTED: adapted}, int8, session, progress)
-    return Latencies(1, measured[ORIGINAL], measured[ADAPTED], measured[FP32], measured[INT8])
-
-
-def _interleaved(
-    model: Model,
-    libraries: Mapping[str, Built],
-    int8: onnx.ModelProto | Rejection,
-    session: Session,
-    progress: Progress,
-) -> dict[str, Measurement]:
-    """Time compiled libraries and ONNX Runtime in turns, batch 1, on equal threads."""
-    inputs = dict(
-        zip((spec.name for spec in model.inputs), random_inputs(next(iter(libraries.values())), "main"), strict=True)
-    )
-    contenders: dict[str, benchmark.Sampler] = {}
-    for name, built in libraries.items():
-        evaluate = session.load(built.path).function_evaluator("main", list(inputs.values()))
-        contenders[name] = partial(evaluate, 1)
-    threads = session.device.threads
-    contenders[FP32] = benchmark.wall_clock(baselines.OnnxRuntime(model.original, threads, inputs).run)
-    if not isinstance(int8, Rejection):
-        contenders[INT8] = benchmark.wall_clock(baselines.OnnxRuntime(int8, threads, inputs).run)
-
-    def conditions(name: str) -> Conditions:
-        if name in libraries:
-            return session.conditions()
-        return Conditions(session.device.name, threads, benchmark.now(), "perf_counter around a bound call")
-
-    with progress.stage("benchmark", benchmark.ROUNDS) as advance:
-        measured = benchmark.interleave(contenders, conditions, advance)
-    if isinstance(int8, Rejection):
-        measured[INT8] = Measurement((), conditions(INT8), int8.reason)
-    return measured
+        entries = compare(model, {ORIGINAL: original, ADAPTED: adapted}, int8, session, progress)
+    return Latencies(1, *(entries[name].latency for name in (ORIGINAL, ADAPTED, FP32, INT8)))
 
 
 def _notes(task: Task | None, adapted: Adapted, folder: RunFolder) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar, Literal
 
-CountUnit = Literal["mac", "parameter", "byte", "kernel"]
+CountUnit = Literal["mac", "flop", "parameter", "byte", "kernel"]
 
 
 @dataclass(frozen=True)

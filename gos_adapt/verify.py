@@ -60,7 +60,7 @@ def verify_numerics(
     Raises:
         VerificationError: they deviate by more than `TOLERANCE`.
     """
-    deviation = _deviation(compiled, _runner(adapted.proto, adapted), inputs)
+    deviation = largest_deviation(compiled, _runner(adapted.proto, adapted), inputs)
     _require(deviation, TOLERANCE, "the compiled model deviates from the adapted one in ONNX Runtime", len(inputs))
     return Verification(len(inputs), Measured(deviation, "1"), TOLERANCE)
 
@@ -72,7 +72,7 @@ def verify_function(original: Model, adapted: Model, inputs: Sequence[list[Array
         VerificationError: they deviate by more than `SAME`.
     """
     run = _runner(original.original, original)
-    deviation = _deviation(_runner(adapted.proto, original), run, inputs)
+    deviation = largest_deviation(_runner(adapted.proto, original), run, inputs)
     _require(deviation, SAME, "the adapted model deviates from the original", len(inputs))
 
 
@@ -82,7 +82,7 @@ def _runner(proto: onnx.ModelProto, model: Model) -> Callable[[list[Array]], Seq
     return lambda arrays: runtime.run(None, dict(zip(names, arrays, strict=True)))
 
 
-def _deviation(
+def largest_deviation(
     one: Callable[[list[Array]], Sequence[Array]],
     other: Callable[[list[Array]], Sequence[Array]],
     inputs: Sequence[list[Array]],

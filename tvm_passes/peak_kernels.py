@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from tvm_passes.build import export
-from tvm_passes.compat import IRModule, PrimFunc, T
-from tvm_passes.pipeline import Lowered
+from tvm_passes.build import target_of
+from tvm_passes.compat import IRModule, PrimFunc, T, tvm
+from tvm_passes.link import link
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,9 @@ def build_peak_kernels(device: Device, path: Path) -> tuple[PeakKernel, PeakKern
 
     Returns:
         The multiply-add kernel and the reading kernel.
+
+    Raises:
+        ConfigError: it cannot be linked.
     """
     threads, lanes = device.threads, device.lanes
     registers = device.registers * 3 // 4  # more than latency times units on any core; the rest holds the operands
@@ -60,7 +63,8 @@ def build_peak_kernels(device: Device, path: Path) -> tuple[PeakKernel, PeakKern
     array, sums = (threads, STREAMS, steps, CHAINS, lanes), (threads, STREAMS, CHAINS, lanes)
     functions = {"multiply_add": _multiply_add(*values), "read": _read(*array)}
     module = IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
-    export(Lowered(module, ()), device, path)
+    target = target_of(device)
+    link(tvm.compile(module, target), target, path)
     return (
         PeakKernel("multiply_add", ((values, "float32"),), 2 * STEPS * prod(values)),
         PeakKernel("read", ((array, "float32"), (sums, "float32")), 4 * prod(array)),

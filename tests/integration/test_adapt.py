@@ -174,8 +174,8 @@ def test_report_and_bench_take_a_run(demo: Path) -> None:
     assert (demo / "report.html").exists()
     assert "report:" in done.stdout
     form = json.loads(run_adapt("bench", demo, "--target", "host", "--json").stdout)
-    assert set(form) == {"original", "adapted", "onnxruntime_fp32", "onnxruntime_int8"}
-    assert all(latency["kind"] == "measured" for latency in form.values())
+    assert set(form["contenders"]) == {"original", "adapted", "onnxruntime_fp32", "onnxruntime_int8"}
+    assert all(contender["latency"]["kind"] == "measured" for contender in form["contenders"].values())
 
 
 def test_compile_writes_a_model_for_a_batch(digits: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What can be timed against each other: compiled libraries on the device, and models in ONNX Runtime beside them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from gos_adapt.baselines import OnnxRuntime
+from gos_adapt.errors import DeviceError
+from gos_adapt.interleave import Contender
+from gos_adapt.quantities import Conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import onnx
+
+    from device_targets import Device
+    from device_targets.session import Session
+    from gos_adapt.errors import Rejection
+    from gos_adapt.interleave import Sampler
+
+Array = np.ndarray[Any, Any]
+
+
+def compiled(library: Path, inputs: Mapping[str, Array], session: Session) -> Contender:
+    """Load a compiled library onto the device.
+
+    Args:
+        library: Its ``main`` takes the inputs in their order.
+        inputs: By name.
+        session: Reaches the device.
+
+    Raises:
+        DeviceError: the device refuses it.
+    """
+    loaded, arrays = session.load(library), list(inputs.values())
+    evaluate = loaded.function_evaluator("main", arrays)
+    return Contender(partial(evaluate, 1), partial(loaded.run, arrays), session.conditions)
+
+
+def in_onnx_runtime(proto: onnx.ModelProto, inputs: Mapping[str, Array], device: Device) -> Contender:
+    """Open a model in ONNX Runtime in this process, on as many threads as the device has."""
+    runtime = OnnxRuntime(proto, device.threads, dict(inputs))
+    return Contender(wall_clock(runtime.run), runtime.outputs, partial(_conditions, device))
+
+
+def absent(why: Rejection, device: Device) -> Contender:
+    """Stand in for what could not be made; its measurement is the reason."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise DeviceError(why.reason)
+
+    return Contender(refuse, refuse, partial(_conditions, device))
+
+
+def wall_clock(run: Callable[[], object]) -> Sampler:
+    """Sample a call in this process with the monotonic clock."""
+
+    def sample(count: int) -> list[float]:
+        latencies = []
+        for _ in range(count):
+            start = time.perf_counter()
+            run()
+            latencies.append(time.perf_counter() - start)
+        return latencies
+
+    return sample
+
+
+def _conditions(device: Device) -> Conditions:
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return Conditions(device.name, device.threads, date, "perf_counter around a bound call")

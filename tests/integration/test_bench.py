@@ -1,0 +1,119 @@
+"""`adapt bench` as a person uses it, on a network so small that it takes seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+from compiling import graph, random
+from onnx import helper
+
+from gos_adapt import cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.rpc
+
+FLOPS = [(2 * 8 * 9 + 1) * 16 * 12 * 12, 2 * 16 * 9 * 16 * 12 * 12]
+CONTENDERS = ["onnxruntime_fp32", "onnxruntime_int8", "tvm_default", "ours"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GOS_ADAPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["first"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["first"], ["positive"]),
+        helper.make_node("Conv", ["positive", "w1"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    ]
+    weights = {"w0": random(16, 8, 3, 3), "w1": random(16, 16, 3, 3)}
+    path = tmp_path / "small.onnx"
+    onnx.save(graph(nodes, (1, 8, 12, 12), weights, {"y": 4}), path)
+    return path
+
+
+def bench(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    code = cli.main(["bench", *map(str, words), "--target", "host"])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_json_holds_four_contenders_and_every_kernel(
+    model: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = bench(capfd, model, "--json", "--layers", "--threads", "1")
+    assert code == 0
+    form = json.loads(out)
+    assert list(form["contenders"]) == CONTENDERS
+    for contender in form["contenders"].values():
+        latency = contender["latency"]
+        assert latency["n"] == len(latency["samples"]) >= 100
+        assert latency["threads"] == 1
+        assert contender["ratio"]["best"] == latency["best"] / form["contenders"]["onnxruntime_fp32"]["latency"]["best"]
+    deviations = {name: contender["deviation"] for name, contender in form["contenders"].items()}
+    assert deviations["onnxruntime_fp32"] == 0
+    assert deviations["tvm_default"] < 1e-5
+    assert deviations["ours"] < 1e-5
+    assert 1e-5 < deviations["onnxruntime_int8"] < 1
+
+    calls = form["layers"]["calls"]
+    assert [call["tensors"] for call in calls] == [["first", "positive"], ["y"]]
+    assert [call["flops"]["value"] for call in calls] == FLOPS
+    assert calls[0]["traffic"]["value"] == 4 * (8 * 12 * 12 + 16 * 8 * 9 + 16 * 12 * 12)
+    assert sum(call["share"] for call in calls) == pytest.approx(1)
+    peaks = form["layers"]["peaks"]
+    assert peaks["conditions"]["threads"] == 1
+    assert all(call["peak_share"] == call["flops_per_s"] / peaks["flops_per_s"] for call in calls)
+    (kept,) = cache.glob("peaks-*.json")
+    assert json.loads(kept.read_text()) == peaks
+
+
+def test_the_table_has_a_row_for_each_contender_and_kernel(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = bench(capfd, model, "--layers", "--quiet")
+    assert (code, err) == (0, "")
+    number = r"\s+\d+\.\d+"
+    for name in ("ONNX Runtime fp32", "ONNX Runtime int8", "TVM default", "ours"):
+        assert re.search(rf"^{name}{number}{number}\s+\d+{number}{number}\s+\d\.\de[-+]\d\d", out, re.MULTILINE)
+    assert re.search(rf"^first, positive\s+.*{number}\s+[\d.]+%{number}\s+[\d.]+%{number}", out, re.MULTILINE)
+    assert "measured on host with" in out
+
+
+def test_a_run_has_its_original_and_adapted_model(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("original.onnx", "adapted.onnx"):
+        shutil.copy(model, run / name)
+    code, out, _ = bench(capfd, run, "--json")
+    assert code == 0
+    form = json.loads(out)
+    assert list(form["contenders"]) == ["onnxruntime_fp32", "onnxruntime_int8", "original", "adapted"]
+    assert form["contenders"]["adapted"]["deviation"] < 1e-5
+    assert form["layers"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", "100000"], "host has"),
+        (["--threads", "0"], "'--threads'"),
+    ],
+)
+def test_a_thread_count_the_device_does_not_have_is_one_line(
+    model: Path, words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = bench(capfd, model, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
