@@ -16,6 +16,8 @@ from tvm_passes.frontend import import_onnx
 from tvm_passes.pipeline import Lowered, lower
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tvm_passes.schedules import Cpu
 
 Array = np.ndarray[Any, Any]
@@ -44,6 +46,17 @@ def graph(
 def lowered(proto: onnx.ModelProto, cpu: Cpu, *, batch: int = 1) -> Lowered:
     """Import and lower."""
     return lower(import_onnx(proto, batch), cpu)
+
+
+def generated(executable: Any, form: str) -> str:
+    """Return what LLVM made of a compiled module: its ``asm``, or its ``ll``."""
+
+    def modules(module: Any) -> Iterator[Any]:
+        yield module
+        for imported in module.imports:
+            yield from modules(imported)
+
+    return "".join(module.inspect_source(form) for module in modules(executable.mod) if module.kind == "llvm")
 
 
 def outputs_of(result: Lowered, *inputs: Array) -> list[Array]:

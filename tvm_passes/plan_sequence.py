@@ -195,7 +195,9 @@ def _sequence(plan: _Plan, name: str, repeats: int) -> PrimFunc:
     with IRBuilder() as builder:
         with TirBuilder.prim_func():
             TirBuilder.func_name(name)
-            TirBuilder.func_attr({"global_symbol": name})
+            # Its buffers do not overlap, nor do a kernel's. TVM generates code for a whole module by what its last
+            # function says; without this, kernels would load every operand again after each store.
+            TirBuilder.func_attr({"global_symbol": name, "tirx.noalias": True})
             pointers = {}
             params = [tensor for param in plan.function.params for tensor in _tensors(param)]
             for i, tensor in enumerate([*params, *plan.constants, *plan.outputs]):

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
-from compiling import expected, graph, lowered, outputs_of, random
+from compiling import expected, generated, graph, lowered, outputs_of, random
 from onnx import helper
 
+from device_targets import host
 from gos_adapt.errors import ModelImportError
+from tvm_passes.build import target_of
+from tvm_passes.compat import tvm
 from tvm_passes.frontend import import_onnx
 from tvm_passes.schedules import Cpu, Packing
 
@@ -152,6 +156,15 @@ def test_lowering_twice_gives_the_same_module() -> None:
     first, second = lowered(residual(), AVX2), lowered(residual(), AVX2)
     assert names(first) == names(second)
     assert first.module.script() == second.module.script()
+
+
+def test_llvm_knows_that_the_arguments_of_a_kernel_do_not_overlap() -> None:
+    code = generated(tvm.compile(lowered(CASES["3x3"], AVX2).module, target_of(host())), "ll")
+    kernels = re.findall(r"^define .*@\w+_compute_\(([^)]*\))", code, re.MULTILINE)
+    assert kernels
+    pointers = [argument for arguments in kernels for argument in arguments.split(",") if "ptr" in argument]
+    assert pointers
+    assert all("noalias" in pointer for pointer in pointers)
 
 
 def test_packing_is_the_layout_it_tells_tvm() -> None:
