@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 import tvm_ffi
 from tvm import IRModule, relax, tirx
-from tvm.ir import Call, GlobalVar, PointerType, PrimType, load_json, save_json
+from tvm.ir import Call, GlobalVar, PointerType, PrimType, TensorLoad, load_json, save_json
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm.relax.expr_functor import mutator
@@ -23,15 +23,17 @@ from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.support import cc
+from tvm.sym import Analyzer
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 from tvm.tirx.script import builder as TirBuilder
-from tvm_ffi import register_error, structural_hash, structural_walk
+from tvm_ffi import register_error, structural_hash, structural_map, structural_walk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
+    "Analyzer",
     "Call",
     "Constant",
     "GlobalVar",
@@ -47,6 +49,7 @@ __all__ = [
     "Sequential",
     "T",
     "Target",
+    "TensorLoad",
     "TirBuilder",
     "bytes_of",
     "call_kernel",
@@ -57,6 +60,8 @@ __all__ = [
     "is_reduction",
     "is_select",
     "load_json",
+    "loads_in",
+    "map_nodes",
     "module_pass",
     "mutator",
     "reduces",
@@ -124,6 +129,18 @@ def variables_in(expression: Any) -> list[Any]:
     found: list[Any] = []
     structural_walk(expression, (tirx.Var, found.append))
     return found
+
+
+def loads_in(expression: Any) -> list[Any]:
+    """Return every load of a buffer's element in a scalar expression."""
+    found: list[Any] = []
+    structural_walk(expression, (TensorLoad, found.append))
+    return found
+
+
+def map_nodes(expression: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return a scalar expression with each node of one kind changed."""
+    return structural_map(expression, (kind, change))
 
 
 def call_kernel(name: str, tensors: Sequence[tuple[Any, tuple[int, ...], str]]) -> Any:

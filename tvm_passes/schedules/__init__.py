@@ -12,13 +12,14 @@ from tvm_passes.schedules.kernel import Fused, Packing, Scheduled, Storage
 from tvm_passes.schedules.rows import ROWS
 from tvm_passes.schedules.rule import Rule, Variant
 from tvm_passes.schedules.tiled_reduction import TILED_REDUCTION
+from tvm_passes.schedules.winograd import WINOGRAD
 
 if TYPE_CHECKING:
     from tvm_passes.compat import PrimFunc
 
 __all__ = ["RULES", "Cpu", "Packing", "Scheduled", "Storage", "Variant", "schedule_kernel", "variants"]
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (ELEMENTWISE, TILED_REDUCTION, ROWS)}
+RULES: dict[str, Rule] = {rule.name: rule for rule in (ELEMENTWISE, TILED_REDUCTION, WINOGRAD, ROWS)}
 
 
 def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Variant] | Rejection:

@@ -70,7 +70,7 @@ class _Axes:
 
 
 @dataclass(frozen=True)
-class _Nest:
+class Nest:
     """A kernel with one reduction, cleaned up: what is left of it is padding, the reduction, and one storing block."""
 
     reduction: SBlockRV
@@ -81,7 +81,7 @@ class _Nest:
 
 
 def _settings(kernel: Fused, cpu: Cpu, best: Tiling | None) -> Sequence[Tiling] | Rejection:
-    nest = _nest(kernel)
+    nest = nest_of(kernel)
     if isinstance(nest, Rejection):
         return nest
     if best is not None:
@@ -90,7 +90,7 @@ def _settings(kernel: Fused, cpu: Cpu, best: Tiling | None) -> Sequence[Tiling] 
     return [_shared(kernel, nest, cpu, tile) for tile in tiles]
 
 
-def _tiles(kernel: Fused, nest: _Nest, cpu: Cpu) -> Iterator[Tiling]:
+def _tiles(kernel: Fused, nest: Nest, cpu: Cpu) -> Iterator[Tiling]:
     """Every register tile that divides the output and leaves registers for its operands."""
     extents, axes = nest.extents, nest.axes
     blocked = kernel.blocked_axis(nest.store) is not None
@@ -114,7 +114,7 @@ def _cost(tile: Tiling, cpu: Cpu) -> tuple[float, int]:
     return max(sums / 2, loads / 2, 4.0) / sums, loads - sums
 
 
-def _shared(kernel: Fused, nest: _Nest, cpu: Cpu, tile: Tiling) -> Tiling:
+def _shared(kernel: Fused, nest: Nest, cpu: Cpu, tile: Tiling) -> Tiling:
     """Share a large kernel among the threads: cut rows where they divide, channels otherwise."""
     rows = nest.extents[nest.axes.row] // tile.rows if nest.axes.row >= 0 else 1
     channels = nest.extents[nest.axes.lane] // (tile.vectors * tile.lanes)
@@ -127,7 +127,7 @@ def _shared(kernel: Fused, nest: _Nest, cpu: Cpu, tile: Tiling) -> Tiling:
     return tile
 
 
-def _neighbours(kernel: Fused, nest: _Nest, cpu: Cpu, best: Tiling) -> Iterator[Tiling]:
+def _neighbours(kernel: Fused, nest: Nest, cpu: Cpu, best: Tiling) -> Iterator[Tiling]:
     """Settings that differ from `best` in one knob other than the tile."""
     rows = nest.extents[nest.axes.row] // best.rows if nest.axes.row >= 0 else 1
     channels = nest.extents[nest.axes.lane] // (best.vectors * best.lanes)
@@ -147,7 +147,7 @@ def _neighbours(kernel: Fused, nest: _Nest, cpu: Cpu, best: Tiling) -> Iterator[
 
 
 def _schedule(kernel: Fused, _cpu: Cpu, packable: frozenset[int], knobs: Tiling) -> Scheduled | Rejection:
-    nest = _nest(kernel)
+    nest = nest_of(kernel)
     if isinstance(nest, Rejection):
         return nest
     task, tile = _tile(kernel, nest, knobs)
@@ -166,7 +166,8 @@ def _schedule(kernel: Fused, _cpu: Cpu, packable: frozenset[int], knobs: Tiling)
 TILED_REDUCTION = Rule("tiled reduction", Tiling, _settings, _schedule)
 
 
-def _nest(kernel: Fused) -> _Nest | Rejection:
+def nest_of(kernel: Fused) -> Nest | Rejection:
+    """Inline what precedes and follows the one reduction of a kernel, but for its padding and its store."""
     if len(kernel.reductions) != 1:
         return Rejection(f"{len(kernel.reductions)} reductions, takes one")
     schedule = kernel.schedule
@@ -183,7 +184,7 @@ def _nest(kernel: Fused) -> _Nest | Rejection:
     kept = tuple(int(axis.dom.extent) for axis in schedule.get(reduction).iter_vars if not reduces(axis))
     if not extents or kept != extents:
         return Rejection("the epilogue changes the shape of the result")
-    return _Nest(reduction, padding, store, extents, _axes(kernel, store, extents))
+    return Nest(reduction, padding, store, extents, _axes(kernel, store, extents))
 
 
 def _axes(kernel: Fused, store: SBlockRV, extents: tuple[int, ...]) -> _Axes:
@@ -196,7 +197,7 @@ def _axes(kernel: Fused, store: SBlockRV, extents: tuple[int, ...]) -> _Axes:
     return _Axes(lane=wide[-1], column=wide[-2] if len(wide) == 2 else -1, row=-1)
 
 
-def _tile(kernel: Fused, nest: _Nest, knobs: Tiling) -> tuple[LoopRV, LoopRV]:
+def _tile(kernel: Fused, nest: Nest, knobs: Tiling) -> tuple[LoopRV, LoopRV]:
     """Tile the storing block; return the task loop and the innermost loop over tiles."""
     schedule, axes = kernel.schedule, nest.axes
     loops = list(schedule.get_loops(nest.store))
@@ -225,7 +226,7 @@ def _tile(kernel: Fused, nest: _Nest, knobs: Tiling) -> tuple[LoopRV, LoopRV]:
     return task, walk[-1]
 
 
-def _order_reduction(kernel: Fused, nest: _Nest, knobs: Tiling) -> list[tuple[int, int, int]]:
+def _order_reduction(kernel: Fused, nest: Nest, knobs: Tiling) -> list[tuple[int, int, int]]:
     """Put the reduction outside the tile; return the loop order as (axis, stride, extent) parts."""
     schedule, axes, rank = kernel.schedule, nest.axes, len(nest.extents)
     full = kernel.axis_extents(nest.reduction)
