@@ -55,14 +55,15 @@ from tvm_passes.build import build_model, target_of
 from tvm_passes.compiled import Interface, load_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from device_targets import Device
     from gos_adapt.config import AdaptConfig
     from gos_adapt.model.model import Model, Replacement
-    from gos_adapt.profiling.profile import Profile
+    from gos_adapt.profiling.profile import KernelLatency, Profile
     from gos_adapt.result import Verification
     from tvm_passes.build import Built
+    from tvm_passes.pipeline import Kernel
 
 __all__ = ["adapt", "bench", "compile_to", "load_compiled", "profile_model"]
 
@@ -105,9 +106,9 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             adapted = loop.run()
         for finding in (RESULT, REPORT):  # of an earlier process of this run: what follows replaces it
             folder.remove(finding)
-        with stages.time("compile"), progress.stage("compile"):
+        with stages.time("compile"):
             _write_models(folder, model, adapted.model, adapted.replacements)
-            built = _compile(adapted.model, device, folder)
+            built = _compile(adapted.model, workbench, folder)
         with stages.time("verify"):
             try:
                 verification = _verify(model, adapted.model, built, task, session)
@@ -120,7 +121,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
                 accuracy = _accuracy(model, adapted.model, int8, task, device)
         with stages.time("measure"):
             after = loop.profile(adapted.model, find_sites(adapted.model), "adapted")
-            latencies = _latencies(model, built, int8, session, progress)
+            latencies = _latencies(model, built, int8, workbench, progress)
         result = Result(
             model=ModelSummary(model.name, model.key, model.inputs, model.outputs),
             device=DeviceSummary(device.name, device.kind, str(target_of(device)), device.threads, device.memory_bytes),
@@ -168,8 +169,16 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
     if batch > 1 and not _has_dynamic_batch(loaded):
         raise ConfigError(f"{model} has no dynamic batch axis; leave --batch out, or export it with one")
     folder = _folder(out)
-    with progress.stage("compile"):
-        replace_atomic(folder / "model.so", lambda path: build_model(loaded.proto, device, batch, path))
+    path = folder / "model.so"
+    if device.local:
+        with Session(device) as session, Workbench(session, progress) as workbench:
+            built = _built(partial(replace_atomic, path), path, partial(workbench.build, loaded, batch=batch))
+    else:
+        with progress.stage("compile"):
+            built = _built(partial(replace_atomic, path), path, partial(build_model, loaded.proto, device, batch))
+        progress.note(f"schedules are guesses: {device.name} is not connected, so nothing was timed on it")
+    for note in _slow(built.kernels):
+        progress.note(note)
     interface = Interface.of(loaded, target, device.threads, batch)
     write_atomic(folder / "model.json", _json(interface.to_json()))
 
@@ -251,11 +260,24 @@ def _write_models(folder: RunFolder, model: Model, adapted: Model, replacements:
     folder.save_arrays("adaptation.safetensors", adaptation.arrays())
 
 
-def _compile(model: Model, device: Device, folder: RunFolder) -> Built:
+def _compile(model: Model, workbench: Workbench, folder: RunFolder) -> Built:
+    path = folder.claim("model.so")
+    built = _built(partial(folder.save_with, path.name), path, partial(workbench.build, model))
+    folder.save_json("model.json", Interface.of(model, workbench.device.name, workbench.device.threads, 1).to_json())
+    return built
+
+
+def _built(save: Callable[[Callable[[Path], object]], object], path: Path, build: Callable[[Path], Built]) -> Built:
+    """Build the library `path`, which `save` lets appear when it is complete."""
     found: list[Built] = []
-    path = folder.save_with("model.so", lambda partial: found.append(build_model(model.proto, device, 1, partial)))
-    folder.save_json("model.json", Interface.of(model, device.name, device.threads, 1).to_json())
+    save(lambda unfinished: found.append(build(unfinished)))
     return replace(found[0], path=path)
+
+
+def _slow(kernels: Iterable[Kernel | KernelLatency]) -> list[str]:
+    """Name the kernels that no schedule rule took."""
+    names = sorted({kernel.name for kernel in kernels if kernel.rule.startswith("none")})
+    return [f"No schedule rule took these kernels, which are therefore slow: {', '.join(names)}."] if names else []
 
 
 def _verify(model: Model, adapted: Model, built: Built, task: Task | None, session: Session) -> Verification:
@@ -311,11 +333,11 @@ def _accuracy(
 
 
 def _latencies(
-    model: Model, adapted: Built, int8: onnx.ModelProto | Rejection, session: Session, progress: Progress
+    model: Model, adapted: Built, int8: onnx.ModelProto | Rejection, workbench: Workbench, progress: Progress
 ) -> Latencies:
     with TemporaryDirectory(prefix="adapt-") as scratch:
-        original = build_model(model.proto, session.device, 1, Path(scratch) / "original.so")
-        entries = compare(model, {ORIGINAL: original, ADAPTED: adapted}, int8, session, progress)
+        original = workbench.build(model, Path(scratch) / "original.so")
+        entries = compare(model, {INT8: int8, ORIGINAL: original, ADAPTED: adapted}, workbench.session, progress)
     return Latencies(1, *(entries[name].latency for name in (ORIGINAL, ADAPTED, FP32, INT8)))
 
 
@@ -326,9 +348,7 @@ def _notes(task: Task | None, adapted: Adapted, folder: RunFolder) -> tuple[str,
             "No task was given: only rewrites that keep the function within numerical tolerance were allowed, and no "
             "accuracy was measured."
         )
-    unscheduled = sorted({kernel.name for kernel in adapted.profile.kernels if kernel.rule.startswith("none")})
-    if unscheduled:
-        notes.append(f"No schedule rule took these kernels, which are therefore slow: {', '.join(unscheduled)}.")
+    notes += _slow(adapted.profile.kernels)
     notes.append(f"Evaluations in the journal: {len(folder.journal)}.")
     return tuple(notes)
 

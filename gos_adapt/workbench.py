@@ -73,7 +73,8 @@ class Workbench:
         """
         fused = prepare(model.proto, self.device, batch)
         self._tune(fused)
-        return build(fused, self.device, path, self._tuner.choose, timed_repeats)
+        with self._progress.stage("compile"):
+            return build(fused, self.device, path, self._tuner.choose, timed_repeats)
 
     def profile(self, model: Model, sites: Sequence[Site]) -> Profile:
         """Time the model as a whole and each of its kernels in place, at batch 1, in turns."""
