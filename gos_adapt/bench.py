@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import onnx
 
 from device_targets import DEVICES
 from device_targets.session import Session
@@ -28,18 +28,16 @@ from gos_adapt.model.random_array import random_samples
 from gos_adapt.quantities import Count, Measurement
 from gos_adapt.verify import largest_deviation
 from gos_adapt.workbench import Workbench
-from tvm_passes.build import build_default, build_model
+from tvm_passes.build import build_default
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import onnx
 
     from device_targets import Device
     from gos_adapt.cost.peaks import Peaks
     from gos_adapt.environment import Environment
     from gos_adapt.interleave import Contender
-    from gos_adapt.model.model import Model
+    from gos_adapt.model.model import Array, Model
     from gos_adapt.profiling.profile import KernelLatency
     from gos_adapt.progress import Progress
     from tvm_passes.build import Built
@@ -71,8 +69,8 @@ class Layer:
         tensors: ONNX tensors it computes.
         rule: The schedule rule that took it.
         latency: Of one call.
-        flops: Floating-point operations of one call.
-        traffic: Size of all that it takes and gives.
+        flops: Floating-point operations of one call, by definition (see `tvm_passes.count_work`).
+        traffic: Size of everything that it takes and gives.
     """
 
     tensors: tuple[str, ...]
@@ -191,17 +189,18 @@ def bench(
     device = with_threads(DEVICES[target](), threads)
     models = _models(model_or_run)
     original, last = next(iter(models.values())), next(reversed(models))
-    with TemporaryDirectory(prefix="adapt-") as scratch, Session(device) as session:
+    with (
+        TemporaryDirectory(prefix="adapt-") as scratch,
+        Session(device) as session,
+        Workbench(session, progress) as workbench,
+    ):
         folder = Path(scratch)
-        with progress.stage("compile"):
-            rivals = {TVM: _tvm_default(original, device, folder)} if OURS in models else {}
-            libraries = {
-                name: build_model(model.proto, device, 1, folder / f"{name}.so") for name, model in models.items()
-            }
+        libraries = {name: workbench.build(model, folder / f"{name}.so") for name, model in models.items()}
+        rivals = {TVM: _tvm_default(original, device, folder, progress)} if OURS in models else {}
         with progress.stage("int8 baseline"):
             int8 = baselines.quantize(original, random_samples(original, baselines.CALIBRATION_SAMPLES), folder)
-        entries = compare(original, rivals | libraries, int8, session, progress)
-        found = measure_layers(models[last], libraries[last], session, progress) if layers else None
+        entries = compare(original, {INT8: int8, **rivals, **libraries}, session, progress)
+        found = measure_layers(models[last], libraries[last], workbench, progress) if layers else None
     return Bench(original.name, entries, found, read_environment())
 
 
@@ -221,29 +220,18 @@ def with_threads(device: Device, threads: int | None) -> Device:
 
 
 def compare(
-    model: Model,
-    libraries: Mapping[str, Built | Rejection],
-    int8: onnx.ModelProto | Rejection,
-    session: Session,
-    progress: Progress,
+    model: Model, others: Mapping[str, onnx.ModelProto | Built | Rejection], session: Session, progress: Progress
 ) -> dict[str, Entry]:
-    """Time ONNX Runtime (fp32 and int8) and compiled libraries in turns, batch 1, on equal threads.
+    """Time a model in ONNX Runtime fp32 and others that take the same inputs, in turns, batch 1, on equal threads.
 
     Args:
         model: The original.
-        libraries: Name -> library that takes the same inputs, or why there is none.
-        int8: The original, quantised, or why it is not.
+        others: Name -> an ONNX model for ONNX Runtime, a library for the device, or why there is neither.
         session: Reaches the device.
         progress: Where to say what happens.
     """
     (inputs,) = random_samples(model, 1)
-    device = session.device
-    contenders = {FP32: in_onnx_runtime(model.original, inputs, device)}
-    contenders[INT8] = absent(int8, device) if isinstance(int8, Rejection) else in_onnx_runtime(int8, inputs, device)
-    for name, built in libraries.items():
-        contenders[name] = (
-            absent(built, device) if isinstance(built, Rejection) else compiled(built.path, inputs, session)
-        )
+    contenders = {name: _contender(what, inputs, session) for name, what in {FP32: model.original, **others}.items()}
     with progress.stage("benchmark", ROUNDS) as advance:
         measured = interleave(contenders, advance)
     reference = contenders[FP32].outputs()
@@ -253,23 +241,21 @@ def compare(
     }
 
 
-def measure_layers(model: Model, built: Built, session: Session, progress: Progress) -> Layers:
+def measure_layers(model: Model, built: Built, workbench: Workbench, progress: Progress) -> Layers:
     """Time every kernel of a model as we compile it, beside the device's peaks.
 
     Args:
         model: The model.
         built: What it was compiled to: says what each kernel computes.
-        session: Reaches the device.
+        workbench: Times it.
         progress: Where to say what happens.
 
     Raises:
         AdaptError: see `gos_adapt.errors`.
     """
-    with progress.stage("layers"), Workbench(session) as workbench:
-        profile = workbench.profile(model, ())
+    profile = workbench.profile(model, ())
     calls = tuple(_layer(kernel, timed) for kernel, timed in zip(built.kernels, profile.kernels, strict=True))
-    fastest = max((layer.flops_per_s or 0.0 for layer in calls), default=0.0)
-    return Layers(calls, device_peaks(session, fastest, progress), profile.gap)
+    return Layers(calls, device_peaks(workbench.session, progress), profile.gap)
 
 
 def _models(model_or_run: Path) -> dict[str, Model]:
@@ -279,11 +265,20 @@ def _models(model_or_run: Path) -> dict[str, Model]:
     return {name: load_model(model_or_run / f"{name}.onnx") for name in (ORIGINAL, ADAPTED)}
 
 
-def _tvm_default(model: Model, device: Device, folder: Path) -> Built | Rejection:
+def _tvm_default(model: Model, device: Device, folder: Path, progress: Progress) -> Built | Rejection:
     try:
-        return build_default(model.proto, device, 1, folder / f"{TVM}.so")
+        with progress.stage("TVM's own build"):
+            return build_default(model.proto, device, 1, folder / f"{TVM}.so")
     except ModelImportError as failure:  # a baseline: its absence is a finding
         return Rejection(str(failure))
+
+
+def _contender(what: onnx.ModelProto | Built | Rejection, inputs: Mapping[str, Array], session: Session) -> Contender:
+    if isinstance(what, Rejection):
+        return absent(what, session.device)
+    if isinstance(what, onnx.ModelProto):
+        return in_onnx_runtime(what, inputs, session.device)
+    return compiled(what.path, inputs, session)
 
 
 def _deviation(contender: Contender, reference: Any) -> float | None:
@@ -292,5 +287,10 @@ def _deviation(contender: Contender, reference: Any) -> float | None:
 
 
 def _layer(kernel: Kernel, timed: KernelLatency) -> Layer:
-    traffic_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in kernel.parameters)
-    return Layer(timed.tensors, timed.rule, timed.latency, Count(kernel.flops, "flop"), Count(traffic_bytes, "byte"))
+    return Layer(
+        timed.tensors,
+        timed.rule,
+        timed.latency,
+        Count(kernel.work.flops, "flop"),
+        Count(kernel.work.traffic_bytes, "byte"),
+    )

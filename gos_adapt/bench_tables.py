@@ -34,7 +34,8 @@ def layer_legend(layers: Layers) -> list[str]:
     lines = [
         f"peak: {peaks.flops_per_s / 1e9:.0f} GFLOP/s and {peaks.bytes_per_s / 1e9:.0f} GB/s, measured on "
         f"{peaks.conditions.device} with {peaks.conditions.threads} threads, {peaks.conditions.date}",
-        "roof: GFLOP/s possible if every tensor came from or went to memory once; data in a cache may exceed it",
+        "roof: GFLOP/s possible if every tensor came from or went to memory once; data in a cache may exceed it, and "
+        "Winograd's convolution computes less than it is counted for",
     ]
     if layers.gap is not None:
         lines.append(f"the sum of the kernels differs from the whole by {layers.gap:+.1%}")

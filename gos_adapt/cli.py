@@ -184,9 +184,9 @@ def bench(
 ) -> None:
     """Time a model beside ONNX Runtime and TVM's own build; or a run's original and adapted model.
 
-    All are timed on DEVICE in turns within one run, with equal thread counts. A ratio is a latency over that of ONNX
-    Runtime fp32: below 1 is faster. A deviation is the largest difference of the outputs from ONNX Runtime's fp32, on
-    the same random input, relative to their scale.
+    Kernels that were never tuned for DEVICE are tuned first. All are timed on DEVICE in turns within one run, with
+    equal thread counts. A ratio is a latency over that of ONNX Runtime fp32: below 1 is faster. A deviation is the
+    largest difference of the outputs from ONNX Runtime's fp32, on the same random input, relative to their scale.
     """
     check_target(target)
     from gos_adapt import bench_tables, pipeline

@@ -1,4 +1,4 @@
-"""Two kernels that do nothing useful as fast as a device can: multiply-add in registers, and reading memory.
+"""Kernels that do nothing useful as fast as a device can: multiply-add in registers, and reading memory.
 
 What they reach are the two roofs of the roofline model (Williams, Waterman, Patterson 2009): no kernel of a network can
 compute faster, and none that must fetch its data from memory can fetch it faster.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from device_targets import Device
     from tvm_passes.pipeline import Parameter
 
+COMPUTE, ALONE, READ = "compute", "compute_alone", "read"
 STEPS = 2**18
 """Of each thread's loop over its accumulators: about a millisecond, against microseconds to start the threads."""
 READ_BYTES = 2**29
@@ -34,41 +35,37 @@ sums of each: together enough to hide the latency of an addition."""
 
 @dataclass(frozen=True)
 class PeakKernel:
-    """One of the two.
+    """One of them.
 
     Attributes:
-        name: In its library.
         parameters: Shape and dtype of each.
         work: Floating-point operations, or bytes read, of one run.
     """
 
-    name: str
     parameters: tuple[Parameter, ...]
     work: int
 
 
-def build_peak_kernels(device: Device, path: Path) -> tuple[PeakKernel, PeakKernel]:
-    """Compile both kernels into the library `path`.
-
-    Returns:
-        The multiply-add kernel and the reading kernel.
+def build_peak_kernels(device: Device, path: Path) -> dict[str, PeakKernel]:
+    """Compile the kernels into the library `path`: `COMPUTE`, the same on one thread as `ALONE`, and `READ`.
 
     Raises:
-        ConfigError: it cannot be linked.
+        ConfigError: they cannot be linked.
     """
     threads, lanes = device.threads, device.lanes
     registers = device.registers * 3 // 4  # more than latency times units on any core; the rest holds the operands
     steps = min(READ_BYTES, device.memory_bytes // 8) // (4 * threads * STREAMS * CHAINS * lanes)
-    values = (threads, registers, lanes)
+    values, value = (threads, registers, lanes), (1, registers, lanes)
     array, sums = (threads, STREAMS, steps, CHAINS, lanes), (threads, STREAMS, CHAINS, lanes)
-    functions = {"multiply_add": _multiply_add(*values), "read": _read(*array)}
+    functions = {COMPUTE: _multiply_add(*values), ALONE: _multiply_add(*value), READ: _read(*array)}
     module = IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
     target = target_of(device)
     link(tvm.compile(module, target), target, path)
-    return (
-        PeakKernel("multiply_add", ((values, "float32"),), 2 * STEPS * prod(values)),
-        PeakKernel("read", ((array, "float32"), (sums, "float32")), 4 * prod(array)),
-    )
+    return {
+        COMPUTE: PeakKernel(((values, "float32"),), 2 * STEPS * prod(values)),
+        ALONE: PeakKernel(((value, "float32"),), 2 * STEPS * prod(value)),
+        READ: PeakKernel(((array, "float32"), (sums, "float32")), 4 * prod(array)),
+    }
 
 
 def _multiply_add(threads: int, registers: int, lanes: int) -> PrimFunc:

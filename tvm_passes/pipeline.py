@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_passes.block_layouts import BlockLayouts
 from tvm_passes.compat import IRModule, PrimFunc, Sequential, relax
-from tvm_passes.count_flops import count_flops
+from tvm_passes.count_work import Work, count_work
 from tvm_passes.fold_constants import FoldConstants
 from tvm_passes.kernel_calls import kernel_calls, relax_functions
 from tvm_passes.plan_sequence import PlanSequence
@@ -33,7 +33,7 @@ class Kernel:
         tensors: Names of the ONNX tensors it computes.
         rule: The schedule rule that took it.
         parameters: Shape and dtype of each, the result last.
-        flops: Floating-point operations of one call (see `count_flops`).
+        work: What one call has to do.
     """
 
     function: str
@@ -41,7 +41,7 @@ class Kernel:
     tensors: tuple[str, ...]
     rule: str
     parameters: tuple[Parameter, ...]
-    flops: int
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Fused:
         return {kernel_key(call.func, call.constants): (call.func, call.constants) for call in calls}
 
     @property
-    def flops(self) -> tuple[int, ...]:
-        """Floating-point operations of each of its `kernel_calls`."""
-        return tuple(count_flops(call.func) for call in kernel_calls(self.module))
+    def work(self) -> tuple[Work, ...]:
+        """What each of its `kernel_calls` has to do."""
+        return tuple(count_work(call.func) for call in kernel_calls(self.module))
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ def schedule(
         ],
     })  # fmt: skip
     kernels = tuple(
-        Kernel(call.function, call.kernel, tensors, rule, tuple(_parameter(p) for p in call.func.params), flops)
-        for call, tensors, rule, flops in zip(
-            kernel_calls(module), fused.tensors, schedules.rules, fused.flops, strict=True
+        Kernel(call.function, call.kernel, tensors, rule, tuple(_parameter(p) for p in call.func.params), work)
+        for call, tensors, rule, work in zip(
+            kernel_calls(module), fused.tensors, schedules.rules, fused.work, strict=True
         )
     )
     module = _run(module, dump, {

@@ -44,17 +44,11 @@ class Peaks:
         return min(self.flops_per_s, self.bytes_per_s * flops / traffic_bytes)
 
 
-def kept_peaks(
-    identity: Sequence[str], seen_flops_per_s: float, measure: Callable[[], Peaks], note: Callable[[str], None]
-) -> Peaks:
+def kept_peaks(identity: Sequence[str], measure: Callable[[], Peaks], note: Callable[[str], None]) -> Peaks:
     """Return the peaks that are kept in the cache folder; measure and keep them where there are none.
-
-    What is kept was disturbed when it was measured if a kernel is faster: then it is measured again, and the better
-    stays.
 
     Args:
         identity: Words that say of what: another device, thread count or compiler has other peaks.
-        seen_flops_per_s: What the fastest known kernel reaches.
         measure: Measures them.
         note: Told when what is kept cannot be used.
 
@@ -62,17 +56,19 @@ def kept_peaks(
         ConfigError: there is no cache folder.
         RunFolderError: they cannot be kept.
     """
-    path = cache_folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', ' '.join(('peaks', *identity)))}.json"
+    path = peaks_file(identity)
     kept = _read(path, note)
-    if kept is not None and kept.flops_per_s >= seen_flops_per_s:
-        return kept
     if kept is not None:
-        note(f"a kernel reached {seen_flops_per_s:.3g} FLOP/s, more than the peak in {path}: it is measured again")
-    best = max([peaks for peaks in (kept, measure()) if peaks is not None], key=lambda peaks: peaks.flops_per_s)
-    write_atomic(path, json.dumps(encode(best), indent=2).encode() + b"\n")
-    if best.flops_per_s < seen_flops_per_s:
-        note("a kernel is still faster than the measured peak: something else keeps this device busy")
-    return best
+        return kept
+    peaks = measure()
+    write_atomic(path, json.dumps(encode(peaks), indent=2).encode() + b"\n")
+    return peaks
+
+
+def peaks_file(identity: Sequence[str]) -> Path:
+    """Return where the peaks of `identity` are kept."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(("peaks", *identity)))
+    return cache_folder() / f"{words}.json"
 
 
 def _read(path: Path, note: Callable[[str], None]) -> Peaks | None:

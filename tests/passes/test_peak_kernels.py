@@ -10,7 +10,7 @@ from device_targets import host
 from tvm_passes import peak_kernels
 from tvm_passes.build import target_of
 from tvm_passes.compat import IRModule, tvm
-from tvm_passes.peak_kernels import STEPS, build_peak_kernels
+from tvm_passes.peak_kernels import ALONE, COMPUTE, READ, STEPS, build_peak_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,21 +26,24 @@ def device(request: pytest.FixtureRequest) -> Device:
     return replace(SMALL, lanes=request.param)
 
 
-def run(library: Path, kernel: peak_kernels.PeakKernel) -> list[Any]:
+def run(library: Path, name: str, kernel: peak_kernels.PeakKernel) -> list[Any]:
     rng = np.random.default_rng(0)
     arguments = [tvm.runtime.tensor(rng.random(shape).astype(dtype)) for shape, dtype in kernel.parameters]
-    tvm.runtime.load_module(str(library))[kernel.name](*arguments)
+    tvm.runtime.load_module(str(library))[name](*arguments)
     return [argument.numpy() for argument in arguments]
 
 
 def test_the_kernels_compute_what_they_are_counted_for(device: Device, tmp_path: Path) -> None:
-    compute, read = build_peak_kernels(device, tmp_path / "peaks.so")
-    (values,) = run(tmp_path / "peaks.so", compute)
-    np.testing.assert_array_equal(values, 2)  # the limit of x <- x/2 + 1, which float32 reaches
-    assert compute.work == 2 * STEPS * values.size
-    array, sums = run(tmp_path / "peaks.so", read)
+    library = tmp_path / "peaks.so"
+    kernels = build_peak_kernels(device, library)
+    for name in (COMPUTE, ALONE):
+        (values,) = run(library, name, kernels[name])
+        np.testing.assert_array_equal(values, 2)  # the limit of x <- x/2 + 1, which float32 reaches
+        assert kernels[name].work == 2 * STEPS * values.size
+    assert kernels[COMPUTE].work == device.threads * kernels[ALONE].work
+    array, sums = run(library, READ, kernels[READ])
     np.testing.assert_allclose(sums, array.sum(axis=2), rtol=1e-4)
-    assert read.work == array.nbytes == 2**17
+    assert kernels[READ].work == array.nbytes == 2**17
 
 
 def test_the_chains_stay_in_registers_and_are_not_left_out() -> None:

@@ -24,8 +24,8 @@ class Device:
     def __init__(self, *measured: Peaks) -> None:
         self.waiting, self.notes = list(measured), list[str]()
 
-    def kept(self, identity: tuple[str, ...] = HOST, seen_flops_per_s: float = 0.0) -> Peaks:
-        return kept_peaks(identity, seen_flops_per_s, lambda: self.waiting.pop(0), self.notes.append)
+    def kept(self, identity: tuple[str, ...] = HOST) -> Peaks:
+        return kept_peaks(identity, lambda: self.waiting.pop(0), self.notes.append)
 
 
 @pytest.fixture(autouse=True)
@@ -73,21 +73,6 @@ def test_peaks_that_cannot_be_are_measured_again(cache: Path, value: float) -> N
     file.write_text(json.dumps(json.loads(file.read_text()) | {"flops_per_s": value}))
     assert device.kept() == peaks()
     assert "must be positive" in device.notes[0]
-
-
-def test_a_kernel_faster_than_the_kept_peak_has_it_measured_again() -> None:
-    device = Device(peaks(2e11), peaks(4e11))
-    assert device.kept() == peaks(2e11)
-    assert device.kept(seen_flops_per_s=3e11) == peaks(4e11)
-    assert device.kept(seen_flops_per_s=3e11) == peaks(4e11)
-    assert len(device.notes) == 1
-
-
-def test_the_better_peak_stays_and_a_faster_kernel_is_said() -> None:
-    device = Device(peaks(2e11), peaks(1e11))
-    device.kept()
-    assert device.kept(seen_flops_per_s=3e11) == peaks(2e11)
-    assert "still faster than the measured peak" in device.notes[-1]
 
 
 def test_the_roof_is_what_memory_allows_until_arithmetic_does_not() -> None:

@@ -8,6 +8,7 @@ import pytest
 from compiling import graph, random
 from onnx import helper
 
+from tvm_passes.count_work import Work
 from tvm_passes.frontend import import_onnx
 from tvm_passes.pipeline import fuse
 from tvm_passes.schedules import Cpu
@@ -16,7 +17,8 @@ AVX512 = Cpu(lanes=16, registers=32, threads=2)
 
 
 def flops(nodes: list[onnx.NodeProto], shape: tuple[int, ...], weights: dict[str, Any], rank: int = 4) -> int:
-    return sum(fuse(import_onnx(graph(nodes, shape, weights, {"y": rank}), 1), AVX512).flops)
+    fused = fuse(import_onnx(graph(nodes, shape, weights, {"y": rank}), 1), AVX512)
+    return sum(work.flops for work in fused.work)
 
 
 def conv(**attributes: Any) -> list[onnx.NodeProto]:
@@ -73,4 +75,7 @@ def test_the_order_of_calls_is_that_of_the_kernels() -> None:
     ]
     fused = fuse(import_onnx(graph(nodes, (1, 16, 4, 4), {"w": random(32, 16, 1, 1)}, {"y": 4}), 1), AVX512)
     assert fused.tensors == (("g",), ("y",))
-    assert fused.flops == (16 * 16 + 16, 2 * 32 * 16)  # a sum of 16 places, then their mean
+    assert fused.work == (
+        Work(16 * 16 + 16, 4 * (16 * 16 + 16)),  # a sum of 16 places, then their mean
+        Work(2 * 32 * 16, 4 * (16 + 32 * 16 + 32)),
+    )
