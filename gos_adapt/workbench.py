@@ -95,6 +95,8 @@ class Workbench:
         self._progress.detail(f"{tuning.trials} variants of {len(waiting)} kernels built and timed")
         for trial, reason in tuning.failed.items():
             self._progress.detail(f"failed: {trial}: {reason}")
+        for kernel, reason in tuning.untunable.items():
+            self._progress.detail(f"no schedule for kernel {kernel}: {reason}")
 
     def measure_operators(self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]]) -> list[Measurement]:
         """Time operators as they would run inside a model: one library, one upload, interleaved.

@@ -5,15 +5,18 @@ Generating code takes a tenth of a second for each kernel, and nothing is timed 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from gos_adapt.errors import ConfigError
 from tvm_passes.build import cpu_of, target_of
 from tvm_passes.compat import PrimFunc, save_json
 
@@ -63,7 +66,7 @@ class BuildPool:
     def __init__(self, device: Device, folder: Path) -> None:
         self._cpu, self._target = asdict(cpu_of(device)), str(target_of(device))
         self._folder = folder
-        self._count = 0
+        self._numbers = itertools.count(1)
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self._idle: list[_Worker] = []
 
@@ -76,7 +79,11 @@ class BuildPool:
             worker.stop()
 
     def build(self, trials: Mapping[str, Trial]) -> list[TrialLibrary]:
-        """Build named trials; every name is in exactly one of the libraries."""
+        """Build named trials; every name is in exactly one of the libraries.
+
+        Raises:
+            ConfigError: nothing can be linked.
+        """
         names = list(trials)
         shares = max(1, -(-len(names) // _PER_LIBRARY))
         batches = [{name: trials[name] for name in names[share::shares]} for share in range(shares)]
@@ -112,17 +119,23 @@ class BuildPool:
         return [library for half in halves for library in self._build({name: trials[name] for name in half})]
 
     def _path(self) -> Path:
-        self._count += 1
-        return self._folder / f"trials_{self._count}.so"
+        return self._folder / f"trials_{next(self._numbers)}.so"
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
-        """Return a worker's answer, or `None` when it died of the job."""
-        worker = self._idle.pop() if self._idle else _Worker()
+        """Return a worker's answer, or `None` when a new one died of the job: an idle one may have died before it."""
+        answer = None
+        with suppress(IndexError):
+            answer = self._ask_worker(self._idle.pop(), job)
+        return answer or self._ask_worker(_Worker(), job)
+
+    def _ask_worker(self, worker: _Worker, job: dict[str, Any]) -> dict[str, Any] | None:
         answer = worker.ask(job)
         if answer is None:
             worker.stop()
-        else:
-            self._idle.append(worker)
+            return None
+        self._idle.append(worker)
+        if "unlinked" in answer:
+            raise ConfigError(answer["unlinked"])
         return answer
 
 
@@ -148,7 +161,7 @@ class _Worker:
             return None
         ready, _, _ = select.select([stdout], [], [], _BUILD_TIMEOUT_S)
         answer = stdout.readline() if ready else ""
-        return json.loads(answer) if answer else None
+        return json.loads(answer) if answer.endswith("\n") else None
 
     def stop(self) -> None:
         self._process.kill()

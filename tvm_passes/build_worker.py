@@ -10,9 +10,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_targets.local_server import die_with_parent
+from gos_adapt.errors import Rejection, last_line
+
+if TYPE_CHECKING:
+    from tvm_passes.compat import PrimFunc, Target
+    from tvm_passes.schedules import Cpu, Scheduled
 
 
 def main() -> None:
@@ -29,37 +34,58 @@ def main() -> None:
 
 def _build(job: dict[str, Any]) -> dict[str, Any]:
     """Schedule and compile the trials of one job into one library; a trial that fails costs only itself."""
-    from gos_adapt.errors import last_line
-    from tvm_passes.compat import IRModule, Target, load_json, shape_of, tvm
+    from gos_adapt.errors import ConfigError
+    from tvm_passes.compat import Target, load_json, shape_of
     from tvm_passes.link import link
-    from tvm_passes.schedules import RULES, Cpu, Scheduled, Variant, schedule_kernel
+    from tvm_passes.schedules import Cpu
 
     cpu, target = Cpu(**job["cpu"]), Target(job["target"])
     kernels = {key: load_json(text) for key, text in job["kernels"].items()}
     functions, refused = {}, {}
     for name, trial in job["trials"].items():
-        variant = Variant.parse(trial["variant"], RULES)
-        result = schedule_kernel(kernels[trial["kernel"]], cpu, frozenset(trial["constants"]), variant)
-        if isinstance(result, Scheduled):
-            functions[name] = result.func.with_attr("global_symbol", name)
-        else:
+        result = _schedule(kernels[trial["kernel"]], cpu, trial)
+        if isinstance(result, Rejection):
             refused[name] = result.reason
-    try:
-        executable = tvm.compile(IRModule(functions), target)
-    except Exception:  # of one of them: those that compile alone compile together
+        else:
+            functions[name] = result.func.with_attr("global_symbol", name)
+    executable = _compile(functions, target)
+    if isinstance(executable, Rejection):  # of one of them: those that compile alone compile together
         for name in list(functions):
-            try:
-                tvm.compile(IRModule({name: functions[name]}), target)
-            except Exception as failure:
-                refused[name] = last_line(failure)
+            alone = _compile({name: functions[name]}, target)
+            if isinstance(alone, Rejection):
+                refused[name] = alone.reason
                 del functions[name]
-        executable = tvm.compile(IRModule(functions), target)
-    link(executable, target, Path(job["path"]))
+        executable = _compile(functions, target)
+    if not functions:
+        return {"parameters": {}, "refused": refused}
+    try:
+        link(executable, target, Path(job["path"]))
+    except (ConfigError, OSError) as failure:
+        return {"unlinked": last_line(failure)}
     parameters = {
         name: [[list(shape_of(parameter)), str(parameter.ty.dtype)] for parameter in function.params]
         for name, function in functions.items()
     }
     return {"parameters": parameters, "refused": refused}
+
+
+def _schedule(func: PrimFunc, cpu: Cpu, trial: dict[str, Any]) -> Scheduled | Rejection:
+    from tvm_passes.schedules import RULES, Variant, schedule_kernel
+
+    try:
+        variant = Variant.parse(trial["variant"], RULES)
+        return schedule_kernel(func, cpu, frozenset(trial["constants"]), variant)
+    except Exception as failure:  # a rule met what it does not know
+        return Rejection(last_line(failure))
+
+
+def _compile(functions: dict[str, PrimFunc], target: Target) -> Any:
+    from tvm_passes.compat import IRModule, tvm
+
+    try:
+        return tvm.compile(IRModule(functions), target) if functions else Rejection("nothing to compile")
+    except Exception as failure:
+        return Rejection(last_line(failure))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ _TRIALS = sql.Table(
 )
 
 
+KEPT = 200_000
+"""Trials that are kept, the newest: some fifty megabytes, of hundreds of models."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One trial.
@@ -69,8 +73,11 @@ class Store:
         self.path, self.device, self.schedules = path, device, schedules
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._engine = sql.create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
-            _TABLES.create_all(self._engine)
+            url = sql.URL.create("sqlite", database=str(path))  # a path may hold what means something in a URL
+            self._engine = sql.create_engine(url, connect_args={"timeout": 60})
+            with self._engine.begin() as connection:
+                connection.execute(sql.schema.CreateTable(_TRIALS, if_not_exists=True))
+                connection.execute(_forget_the_oldest())
         except (OSError, sql.exc.SQLAlchemyError) as error:
             raise self._unusable(error) from error
 
@@ -102,6 +109,10 @@ class Store:
         found = self._read(query)
         return found[0] if found else None
 
+    def known(self, kernel: str) -> bool:
+        """Whether a kernel was ever tried, be it in vain."""
+        return bool(self._read(self._mine().where(_TRIALS.c.kernel == kernel).limit(1)))
+
     def trials(self, kernel: str) -> list[Record]:
         """Return every trial of a kernel."""
         return self._read(self._mine().where(_TRIALS.c.kernel == kernel))
@@ -120,5 +131,11 @@ class Store:
     def _unusable(self, error: Exception) -> ConfigError:
         cause = getattr(error, "orig", None) or error
         return ConfigError(
-            f"the tuning store {self.path} cannot be used ({cause}); move it away, or give another with --store"
+            f"the tuning store {self.path} cannot be used ({cause}); move it away, or set GOS_ADAPT_CACHE to another folder"
         )
+
+
+def _forget_the_oldest() -> sql.Delete:
+    """Forget what is older than the newest `KEPT` trials; what was tried at one time stays together."""
+    oldest_kept = sql.select(_TRIALS.c.date).order_by(_TRIALS.c.date.desc()).limit(1).offset(KEPT - 1)
+    return _TRIALS.delete().where(_TRIALS.c.date < oldest_kept.scalar_subquery())

@@ -80,8 +80,8 @@ class Tuner:
         return Variant.parse(record.variant, RULES) if record else None
 
     def unknown(self, kernels: Kernels) -> Kernels:
-        """Return the kernels that the store does not know."""
-        return {key: kernel for key, kernel in kernels.items() if self.store.best(key) is None}
+        """Return the kernels that were never tried; one that failed would fail again."""
+        return {key: kernel for key, kernel in kernels.items() if not self.store.known(key)}
 
     def tune(self, kernels: Kernels, advance: Callable[[], None] = lambda: None) -> Tuning:
         """Tune kernels and remember what was measured.
@@ -144,6 +144,7 @@ class Tuner:
         names = {contest.built[variant][1]: variant for variant in who}
         evaluators = {name: partial(self._evaluator, *contest.built[variant]) for name, variant in names.items()}
         measured = measure(self.session, evaluators, effort)
+        self.session.ensure_alive()  # a device that is gone is no variant's fault
         found = {names[name]: measurement for name, measurement in measured.items()}
         lost = [variant for variant, measurement in found.items() if (measurement.error or "").startswith(LOST)]
         if lost and len(lost) < len(found):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,10 +50,17 @@ class Variant:
         Raises:
             ValueError: this text was written by other rules, or by nobody.
         """
-        form = json.loads(text)
-        rule = rules.get(form.pop("rule", "")) if isinstance(form, dict) else None
-        if rule is None or set(form) != {field.name for field in fields(rule.knobs)}:
+        try:
+            form = json.loads(text)
+        except RecursionError as error:
+            raise ValueError(f"not a schedule of these rules: {text[:200]}") from error
+        rule = rules.get(str(form.pop("rule", ""))) if isinstance(form, dict) else None
+        knobs = get_type_hints(rule.knobs) if rule else {}
+        if rule is None or set(form) != set(knobs) or not all(_is(form[name], hint) for name, hint in knobs.items()):
             raise ValueError(f"not a schedule of these rules: {text[:200]}")
-        if not all(isinstance(value, int | str) for value in form.values()):
-            raise ValueError(f"knobs are numbers and words: {text[:200]}")
         return cls(rule.name, rule.knobs(**form))
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a knob is a number or, where it takes words, one of these."""
+    return value in get_args(hint) if get_origin(hint) is Literal else type(value) is hint
