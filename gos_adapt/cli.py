@@ -157,9 +157,10 @@ def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | N
     "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Gets model.so and model.json."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in one call.")
+@click.option("--dump", is_flag=True, help="Also write the module after each phase of the compiler to DIR/phases.")
 @_quiet
 @_verbose
-def compile_(model: Path, target: str, out: Path, batch: int, verbosity: Verbosity | None) -> None:
+def compile_(model: Path, target: str, out: Path, batch: int, dump: bool, verbosity: Verbosity | None) -> None:
     """Compile MODEL for DEVICE as it is.
 
     gos_adapt.load_compiled("DIR/model.so") gives a callable that takes and returns numpy arrays.
@@ -167,7 +168,7 @@ def compile_(model: Path, target: str, out: Path, batch: int, verbosity: Verbosi
     check_target(target)
     from gos_adapt import pipeline
 
-    pipeline.compile_to(model, target, out, batch, _progress(verbosity))
+    pipeline.compile_to(model, target, out, batch, _progress(verbosity), dump=dump)
     click.echo(f"compiled: {out / 'model.so'}")
 
 

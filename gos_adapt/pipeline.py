@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from gos_adapt.verify import INPUTS, verify_function, verify_interface, verify_n
 from gos_adapt.workbench import Workbench
 from tvm_passes.build import build_model, target_of
 from tvm_passes.compiled import Interface, load_compiled
+from tvm_passes.dump_phases import dump_phases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,8 +160,16 @@ def profile_model(model: Path, target: str, out: Path | None, progress: Progress
     return profile
 
 
-def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progress) -> None:
+def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progress, *, dump: bool = False) -> None:
     """Compile a model as it is into ``out/model.so`` with ``out/model.json``.
+
+    Args:
+        model: The file.
+        target: Name of the device.
+        out: Folder.
+        batch: Samples in one call.
+        progress: Where to say what happens.
+        dump: Also write the module after each phase of the compiler to ``out/phases``.
 
     Raises:
         AdaptError: see `gos_adapt.errors`.
@@ -170,12 +179,14 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
         raise ConfigError(f"{model} has no dynamic batch axis; leave --batch out, or export it with one")
     folder = _folder(out)
     path = folder / "model.so"
-    if device.local:
-        with Session(device) as session, Workbench(session, progress) as workbench:
-            built = _built(partial(replace_atomic, path), path, partial(workbench.build, loaded, batch=batch))
-    else:
-        with progress.stage("compile"):
-            built = _built(partial(replace_atomic, path), path, partial(build_model, loaded.proto, device, batch))
+    with dump_phases(_folder(out / "phases")) if dump else nullcontext():
+        if device.local:
+            with Session(device) as session, Workbench(session, progress) as workbench:
+                built = _built(partial(replace_atomic, path), path, partial(workbench.build, loaded, batch=batch))
+        else:
+            with progress.stage("compile"):
+                built = _built(partial(replace_atomic, path), path, partial(build_model, loaded.proto, device, batch))
+    if not device.local:
         progress.note(f"schedules are guesses: {device.name} is not connected, so nothing was timed on it")
     for note in _slow(built.kernels):
         progress.note(note)

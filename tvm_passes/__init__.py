@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gos_adapt.adaptation import Adaptation, load_adaptation
+    from tvm_passes.lower_for_device import LowerForDevice
     from tvm_passes.replace_operators import ReplaceOperators
 
-__all__ = ["Adaptation", "ReplaceOperators", "load_adaptation"]
+__all__ = ["Adaptation", "LowerForDevice", "ReplaceOperators", "load_adaptation"]
 
 _HOMES = {
     "Adaptation": "gos_adapt.adaptation",
+    "LowerForDevice": "tvm_passes.lower_for_device",
     "ReplaceOperators": "tvm_passes.replace_operators",
     "load_adaptation": "gos_adapt.adaptation",
 }

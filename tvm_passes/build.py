@@ -107,7 +107,8 @@ def build_default(proto: onnx.ModelProto, device: Device, batch: int, path: Path
 
 def cpu_of(device: Device) -> Cpu:
     """Return what the schedules need to know of a device."""
-    return Cpu(device.lanes, device.registers, device.threads)
+    x86 = device.architecture == "x86_64"
+    return Cpu(device.lanes, device.registers, device.threads, memory_operands=x86)
 
 
 def target_of(device: Device) -> Target:

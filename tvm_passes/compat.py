@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import IRModule, relax, tirx
 from tvm.ir import Call, GlobalVar, PointerType, PrimType, TensorLoad, load_json, save_json
 from tvm.ir.expr import GenericConst as Constant
+from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm.relax.expr_functor import mutator
 from tvm.relax.frontend.onnx import from_onnx
@@ -64,6 +65,7 @@ __all__ = [
     "map_nodes",
     "module_pass",
     "mutator",
+    "pass_instrument",
     "reduces",
     "register_error",
     "relax",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_passes.block_layouts import BlockLayouts
 from tvm_passes.compat import IRModule, PrimFunc, Sequential, relax
 from tvm_passes.count_work import Work, count_work
+from tvm_passes.dump_phases import PHASE
 from tvm_passes.fold_constants import FoldConstants
 from tvm_passes.kernel_calls import kernel_calls, relax_functions
 from tvm_passes.plan_sequence import PlanSequence
@@ -15,8 +16,6 @@ from tvm_passes.schedule_kernels import Choose, ScheduleKernels, guess, kernel_k
 from tvm_passes.tag_tensors import TagTensors, TakeTags
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tvm_passes.schedules import Cpu
 
 Parameter = tuple[tuple[int, ...], str]
@@ -81,17 +80,16 @@ class Lowered:
         return {name: tuple(map(_parameter, function.params)) for name, function in relax_functions(self.module)}
 
 
-def fuse(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False, dump: Path | None = None) -> Fused:
+def fuse(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False) -> Fused:
     """Run the first half of the compiler on every Relax function of `module`: what does not depend on measurements.
 
     Args:
         module: As imported.
         cpu: Whose lanes decide the layout.
         blocked_boundary: Let functions take and return blocked feature maps (see `BlockLayouts`).
-        dump: A folder to write the module to after each phase.
     """
     tags = TakeTags()
-    module = _run(module, dump, {
+    module = _run(module, {
         "0-canonical": [
             relax.transform.DecomposeOpsForInference(),  # batch normalisation becomes a scale and a shift
             FoldConstants(),
@@ -114,9 +112,7 @@ def fuse(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False, dump: Pa
     return Fused(module, tuple(tags.tensors))
 
 
-def schedule(
-    fused: Fused, cpu: Cpu, choose: Choose = guess, *, timed_repeats: int = 0, dump: Path | None = None
-) -> Lowered:
+def schedule(fused: Fused, cpu: Cpu, choose: Choose = guess, *, timed_repeats: int = 0) -> Lowered:
     """Run the second half of the compiler.
 
     Args:
@@ -124,10 +120,9 @@ def schedule(
         cpu: What to schedule for.
         choose: Which variant of which kernel; see `gos_adapt.tuning` for measured choices.
         timed_repeats: Above 0: also add the functions that time their own kernels (see `PlanSequence`).
-        dump: A folder to write the module to after each phase.
     """
     schedules = ScheduleKernels(cpu, choose)
-    module = _run(fused.module, dump, {
+    module = _run(fused.module, {
         "3-scheduled": [
             schedules,
         ],
@@ -138,7 +133,7 @@ def schedule(
             kernel_calls(module), fused.tensors, schedules.rules, fused.work, strict=True
         )
     )
-    module = _run(module, dump, {
+    module = _run(module, {
         "4-planned": [
             PlanSequence(timed_repeats),  # one call, static memory
         ],
@@ -151,11 +146,9 @@ def lower(module: IRModule, cpu: Cpu, choose: Choose = guess, *, blocked_boundar
     return schedule(fuse(module, cpu, blocked_boundary=blocked_boundary), cpu, choose)
 
 
-def _run(module: IRModule, dump: Path | None, phases: dict[str, list[Any]]) -> IRModule:
+def _run(module: IRModule, phases: dict[str, list[Any]]) -> IRModule:
     for name, passes in phases.items():
-        module = Sequential(passes)(module)
-        if dump is not None:
-            (dump / f"phase{name}.py").write_text(module.script())
+        module = Sequential(passes, name=PHASE + name)(module)  # `DumpPhases` knows a phase by its name
     return module
 
 

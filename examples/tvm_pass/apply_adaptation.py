@@ -15,7 +15,9 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
-from tvm_passes import ReplaceOperators, load_adaptation  # <-
+from device_targets import host
+from tvm_passes import LowerForDevice, ReplaceOperators, load_adaptation  # <-
+from tvm_passes.build import target_of
 
 TOLERANCE = 1e-4
 
@@ -31,10 +33,10 @@ def compile_adapted(original: onnx.ModelProto, run_folder: Path) -> relax.Virtua
     passes = tvm.transform.Sequential(
         [
             ReplaceOperators(load_adaptation(run_folder)),  # <-
-            relax.get_pipeline("zero"),
+            LowerForDevice(host()),  # <- in place of relax.get_pipeline("zero"), which schedules nothing for a CPU
         ]
     )
-    return relax.VirtualMachine(tvm.compile(passes(module), "llvm"), tvm.cpu())
+    return relax.VirtualMachine(tvm.compile(passes(module), target_of(host())), tvm.cpu())
 
 
 def main() -> None:

@@ -111,9 +111,9 @@ def loops(board: str, name: str) -> dict[str, Loop]:
     return result
 
 
-def best_loop(board: str, name: str) -> Loop:
-    """The loop of fewest instructions for each multiply-add."""
-    return min(loops(board, name).values(), key=lambda loop: len(loop.instructions) / loop.fmlas)
+def guessed_loop(board: str, name: str) -> Loop:
+    """The loop of the setting that is compiled where nothing was measured."""
+    return next(iter(loops(board, name).values()))
 
 
 every_kernel = pytest.mark.parametrize("name", KERNELS)
@@ -136,7 +136,7 @@ def test_every_setting_computes_in_full_vectors_with_one_instruction_for_each_mu
 @every_board
 @pytest.mark.parametrize("name", ["3x3", "1x1"])
 def test_the_sums_of_a_convolution_stay_in_registers(board: str, name: str) -> None:
-    loop = best_loop(board, name)
+    loop = guessed_loop(board, name)
     assert loop.stores == []
     assert loop.stack == []
     assert loop.loads_per_fmla < 0.45  # of two registers at most each: a tile of 8 x 2 reads 10 operands for 16 sums
@@ -144,7 +144,7 @@ def test_the_sums_of_a_convolution_stay_in_registers(board: str, name: str) -> N
 
 @every_board
 def test_the_sums_of_a_depthwise_convolution_stay_in_registers_until_they_are_finished(board: str) -> None:
-    loop = best_loop(board, "depthwise")
+    loop = guessed_loop(board, "depthwise")
     assert loop.fmlas % 9 == 0  # whole windows
     stored = sum(2 if store.startswith("stp") else 1 for store in loop.stores)
     assert stored == loop.fmlas // 9

@@ -13,6 +13,7 @@ class Cpu:
         lanes: float32 lanes of one vector register (AVX2: 8, AVX-512: 16, NEON: 4).
         registers: Vector registers a kernel may keep accumulators and operands in.
         threads: Threads that run one kernel.
+        memory_operands: Whether arithmetic takes an operand from memory (x86), or only from registers (Arm).
         serial_below: Multiply-accumulates (or moved elements) below which handing work to another thread costs more
             than it saves: a first guess, which tuning corrects.
     """
@@ -20,6 +21,7 @@ class Cpu:
     lanes: int
     registers: int
     threads: int
+    memory_operands: bool = True
     serial_below: int = 30_000
 
     def block(self, channels: int) -> int:

@@ -27,7 +27,7 @@ from tvm_passes.schedules.kernel import Fused, Packing, Scheduled
 from tvm_passes.schedules.rule import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 TILES = 6
 """Register tiles worth measuring: the model below ranks them well enough that the fastest is among so many."""
@@ -86,11 +86,33 @@ def _settings(kernel: Fused, cpu: Cpu, best: Tiling | None) -> Sequence[Tiling] 
         return nest
     if best is not None:
         return list(_neighbours(kernel, nest, cpu, best))
-    tiles = sorted(_tiles(kernel, nest, cpu), key=lambda tile: _cost(tile, cpu))[:TILES]
+    loads = _loads(kernel, nest)
+    tiles = sorted(_tiles(kernel, nest, cpu, loads), key=lambda tile: _cost(tile, loads(tile)))[:TILES]
     return [_shared(kernel, nest, cpu, tile) for tile in tiles]
 
 
-def _tiles(kernel: Fused, nest: Nest, cpu: Cpu) -> Iterator[Tiling]:
+def _loads(kernel: Fused, nest: Nest) -> Callable[[Tiling], int]:
+    """Return what counts the vectors that one step of the reduction reads, for a tile.
+
+    An operand is read once for each place of the tile along the axes it depends on: the weights of a convolution once
+    for each vector, its input once for each pixel, but the input of a depthwise convolution for each of both.
+    """
+    block, axes = kernel.schedule.get(nest.reduction), nest.axes
+    position = {axis.var: i for i, axis in enumerate(block.iter_vars)}
+    operands = [
+        {position[var] for dimension in read.region for var in variables_in(dimension.min) if var in position}
+        for read in block.reads
+        if not read.source.same_as(block.writes[0].source)
+    ]
+
+    def loads(tile: Tiling) -> int:
+        extents = {axes.lane: tile.vectors, axes.row: tile.rows, axes.column: tile.columns}
+        return sum(prod(extent for axis, extent in extents.items() if axis in operand) for operand in operands)
+
+    return loads
+
+
+def _tiles(kernel: Fused, nest: Nest, cpu: Cpu, loads: Callable[[Tiling], int]) -> Iterator[Tiling]:
     """Every register tile that divides the output and leaves registers for its operands."""
     extents, axes = nest.extents, nest.axes
     blocked = kernel.blocked_axis(nest.store) is not None
@@ -100,17 +122,19 @@ def _tiles(kernel: Fused, nest: Nest, cpu: Cpu) -> Iterator[Tiling]:
     for vectors in divisors(extents[axes.lane] // lanes, 8):
         for rows in divisors(height, 4 if width <= 8 else 1):
             for columns in divisors(width, cpu.registers):
-                if vectors * rows * columns + vectors < cpu.registers:
-                    yield Tiling(lanes, vectors, rows, columns, 1, "rows")
+                tile = Tiling(lanes, vectors, rows, columns, 1, "rows")
+                operands = vectors + 1 if cpu.memory_operands else loads(tile)
+                if vectors * rows * columns + operands <= cpu.registers:
+                    yield tile
 
 
-def _cost(tile: Tiling, cpu: Cpu) -> tuple[float, int]:
+def _cost(tile: Tiling, loads: int) -> tuple[float, int]:
     """Cycles per multiply-add of one step of the reduction, and then the fewest loads.
 
     Two multiply-adds and two loads start each cycle; a sum waits four cycles for its last addition (typical of the
     cores in `device_targets`; only the order of tiles depends on it).
     """
-    sums, loads = tile.vectors * tile.rows * tile.columns, tile.vectors + tile.rows * tile.columns
+    sums = tile.vectors * tile.rows * tile.columns
     return max(sums / 2, loads / 2, 4.0) / sums, loads - sums
 
 
