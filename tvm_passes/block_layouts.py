@@ -80,10 +80,11 @@ class BlockLayouts:
     def _reindex(self, call: KernelCall, blocked: dict[int, int], result: int | None) -> Any:
         schedule = Schedule(call.func)
         params = list(call.func.params)
-        assert len({param.name for param in params}) == len(params), "buffers are told apart by name"
-        wanted = {params[i].name: block for i, block in blocked.items()}
+        sizes = blocked if result is None else blocked | {len(params) - 1: result}
+        wanted = {params[i].name: block for i, block in sizes.items()}
+        names = [param.name for param in params]
+        assert all(names.count(name) == 1 for name in wanted), "buffers are told apart by name"
         if result is not None:
-            wanted[params[-1].name] = result
             (*_, last) = schedule.get_child_blocks(schedule.get_sblock("root"))
             if is_reduction(schedule.get(last)):  # a store of its own, while its axes are still those of the reduction
                 schedule.cache_write(last, 0, "global")

@@ -17,10 +17,14 @@ from onnx import helper
 from device_targets import host
 from device_targets.session import Effort, Session, measure
 from gos_adapt.errors import DeviceError
-from tvm_passes.build import build_functions, build_kernels, build_model
+from tvm_passes.build import build, build_model, cpu_of, prepare_functions
+from tvm_passes.build_pool import BuildPool, Trial
+from tvm_passes.schedules import variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tvm_passes.build import Built
 
 pytestmark = pytest.mark.rpc
 
@@ -41,6 +45,11 @@ MODEL = graph(
 def session() -> Iterator[Session]:
     with Session(host()) as opened:
         yield opened
+
+
+def built(session: Session, folder: Path, *functions: str) -> Built:
+    prepared = prepare_functions(dict.fromkeys(functions, MODEL), session.device, 1)
+    return build(prepared, session.device, folder / "functions.so")
 
 
 def server_of(session: Session) -> psutil.Process:
@@ -65,18 +74,21 @@ def test_a_model_runs_on_the_host_as_on_any_device(session: Session, tmp_path: P
 
 
 def test_functions_and_kernels_are_timed_interleaved(session: Session, tmp_path: Path) -> None:
-    functions = build_functions({"one": MODEL, "two": MODEL}, session.device, 1, tmp_path / "functions.so")
-    kernels = build_kernels(MODEL, session.device, 1, tmp_path / "kernels.so")
-    loaded, parts = session.load(functions.path), session.load(kernels.path)
+    functions = built(session, tmp_path, "one", "two")
+    loaded = session.load(functions.path)
+    ((key, (func, constants)),) = prepare_functions({"one": MODEL}, session.device, 1).kernels.items()
+    variant, *_ = variants(func, cpu_of(session.device))
+    with BuildPool(session.device, tmp_path) as pool:
+        (trials,) = pool.build({"kernel": Trial(key, func, constants, variant)})
+    parts = session.load(trials.path)
     blocked = [random(*shape) for shape, _ in functions.parameters["one"]]
     assert [array.shape for array in blocked] == [(1, 1, 16, 16, 8)]
-    (kernel,) = kernels.kernels
     measured = measure(
         session,
         {
             "one": lambda: loaded.function_evaluator("one", blocked),
             "two": lambda: loaded.function_evaluator("two", blocked),
-            "kernel": lambda: parts.kernel_evaluator(kernel.name, kernel.parameters),
+            "kernel": lambda: parts.kernel_evaluator("kernel", trials.parameters["kernel"]),
         },
         EFFORT,
     )
@@ -85,7 +97,7 @@ def test_functions_and_kernels_are_timed_interleaved(session: Session, tmp_path:
 
 
 def test_what_cannot_be_prepared_fails_alone(session: Session, tmp_path: Path) -> None:
-    loaded = session.load(build_functions({"good": MODEL}, session.device, 1, tmp_path / "good.so").path)
+    loaded = session.load(built(session, tmp_path, "good").path)
     good = [random(1, 1, 16, 16, 8)]
     measured = measure(
         session,
@@ -100,8 +112,8 @@ def test_what_cannot_be_prepared_fails_alone(session: Session, tmp_path: Path) -
 
 
 def test_one_name_uploaded_twice_does_not_disturb_the_library_in_use(session: Session, tmp_path: Path) -> None:
-    built = build_model(MODEL, session.device, 1, tmp_path / "same.so")
-    first, second = session.load(built.path), session.load(built.path)
+    path = build_model(MODEL, session.device, 1, tmp_path / "same.so").path
+    first, second = session.load(path), session.load(path)
     array = random(1, 8, 16, 16, seed=2)
     np.testing.assert_array_equal(first.run([array])[0], second.run([array])[0])
 
@@ -123,8 +135,8 @@ def test_a_file_that_is_no_library_is_refused_and_the_session_goes_on(session: S
 
 def test_a_session_that_dies_costs_the_measurement_and_nothing_else(tmp_path: Path) -> None:
     with Session(host()) as session:
-        built = build_functions({"one": MODEL}, session.device, 1, tmp_path / "one.so")
-        library = session.load(built.path)
+        path = built(session, tmp_path, "one").path
+        library = session.load(path)
         evaluate = library.function_evaluator("one", [random(1, 1, 16, 16, 8)])
 
         def dies() -> None:
@@ -137,7 +149,7 @@ def test_a_session_that_dies_costs_the_measurement_and_nothing_else(tmp_path: Pa
 
         measured = measure(session, {"dead": lambda: killing, "next": lambda: evaluate}, EFFORT)
         assert not measured["dead"].ok
-        again = session.load(built.path)
+        again = session.load(path)
         assert measure(session, {"one": lambda: again.function_evaluator("one", [random(1, 1, 16, 16, 8)])}, EFFORT)[
             "one"
         ].ok
