@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from compiling import expected, graph, random
+from onnx import helper
+
+from device_targets import host
+from device_targets.session import Session
+from gos_adapt.errors import ConfigError, DeviceUnreachableError
+from gos_adapt.profiling.in_place import METHOD, ROUNDS, RUNS, SAMPLES, time_in_place
+from gos_adapt.tuning import Store, Tuner, open_store
+from gos_adapt.workbench import random_inputs
+from tvm_passes import build_pool
+from tvm_passes.build import build, cpu_of, prepare
+from tvm_passes.build_pool import BuildPool, Trial
+from tvm_passes.compat import PrimFunc, T
+from tvm_passes.schedules import RULES, Variant, variants
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tvm_passes.pipeline import Fused
+
+pytestmark = pytest.mark.rpc
+
+PASSES = RULES["elementwise"].knobs
+MODEL = graph(
+    [
+        helper.make_node("Conv", ["x", "wa"], ["a"], kernel_shape=[1, 1]),
+        helper.make_node("Relu", ["a"], ["ra"]),
+        helper.make_node("Conv", ["ra", "wb"], ["y"], kernel_shape=[1, 1]),
+    ],
+    (1, 8, 4, 4),
+    {"wa": random(8, 8, 1, 1), "wb": random(8, 8, 1, 1, seed=1)},
+    {"y": 4},
+)
+SPLIT = graph([helper.make_node("Split", ["x"], ["y", "z"], axis=1)], (1, 16, 6, 6), {}, {"y": 4, "z": 4})
+
+
+@T.prim_func(s_tir=True)
+def aborting(x: T.Buffer((32,), "float32"), y: T.Buffer((32,), "float32")) -> None:
+    for i in range(32):
+        with T.sblock("y"):
+            j = T.axis.spatial(32, i)
+            y[j] = x[j] + T.call_extern("float32", "abort")
+
+
+@T.prim_func(s_tir=True)
+def uncompilable(x: T.Buffer((32,), "float32"), y: T.Buffer((32,), "float32")) -> None:
+    for i in range(32):
+        with T.sblock("y"):
+            j = T.axis.spatial(32, i)
+            y[j] = x[j] + T.tvm_warp_shuffle(T.uint32(0), x[j], 0, 32, 32)  # of a GPU
+
+
+@T.prim_func(s_tir=True)
+def doubling(x: T.Buffer((32,), "float32"), y: T.Buffer((32,), "float32")) -> None:
+    for i in range(32):
+        with T.sblock("y"):
+            j = T.axis.spatial(32, i)
+            y[j] = x[j] * T.float32(2)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with Session(host()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(session: Session, tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "tuning.sqlite", session.device) as opened:
+        yield opened
+
+
+@pytest.fixture
+def tuner(session: Session, store: Store) -> Iterator[Tuner]:
+    with Tuner(session, store) as opened:
+        yield opened
+
+
+def model(session: Session, proto: onnx.ModelProto = MODEL) -> Fused:
+    return prepare(proto, session.device, 1)
+
+
+def test_a_tuned_model_computes_what_onnx_runtime_computes_in_the_fastest_variants(
+    session: Session, store: Store, tuner: Tuner, tmp_path: Path
+) -> None:
+    fused, advanced = model(session), []
+    assert set(tuner.unknown(fused.kernels)) == set(fused.kernels)
+    tuning = tuner.tune(fused.kernels, lambda: advanced.append(1))
+    assert len(advanced) == len(fused.kernels) == 2
+    assert tuning.trials == sum(len(store.trials(key)) for key in fused.kernels)
+    assert (tuning.failed, tuning.untunable) == ({}, {})
+    assert not tuner.unknown(fused.kernels)
+    for key, (func, _) in fused.kernels.items():
+        offered, best = variants(func, cpu_of(session.device)), tuner.choose(key)
+        assert isinstance(offered, list)
+        tried = {Variant.parse(trial.variant, RULES): trial for trial in store.trials(key)}
+        assert best is not None
+        assert set(offered) <= set(tried)
+        finals = [trial.latency_s for trial in tried.values() if trial.final and trial.latency_s]
+        assert 1 <= len(finals) <= 3
+        assert tried[best].latency_s == min(finals)
+
+    built = build(fused, session.device, tmp_path / "model.so", tuner.choose, timed_repeats=RUNS)
+    best = [tuner.choose(key) for key in fused.kernels]
+    assert [kernel.rule for kernel in built.kernels] == [variant.rule for variant in best if variant]
+    array = random(1, 8, 4, 4, seed=2)
+    library = session.load(built.path)
+    (got,), (wanted,) = library.run([array]), expected(MODEL, array)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+    whole, kernels = time_in_place(session, library, random_inputs(built, "main"))
+    assert len(kernels) == len(built.kernels)
+    assert {len(latency.samples_s) for latency in (whole, *kernels)} == {ROUNDS * SAMPLES}
+    assert {latency.conditions.method for latency in kernels} == {METHOD}
+    assert whole.conditions.method != METHOD
+    stamps = library.kernel_times("main", random_inputs(built, "main"))
+    assert stamps.shape == (RUNS, len(built.kernels) + 1)
+    assert (np.diff(stamps.reshape(-1)) >= 0).all()
+
+
+def test_a_kernel_that_crashes_the_device_loses_only_itself_and_is_not_tried_again(
+    session: Session, store: Store, tuner: Tuner
+) -> None:
+    kernels = {name: (func, frozenset[int]()) for name, func in (("aborting", aborting), ("doubling", doubling))}
+    tuning = tuner.tune(kernels)
+    trials = store.trials("aborting")
+    assert trials
+    assert all(trial.error and trial.latency_s is None and not trial.final for trial in trials)
+    assert set(tuning.failed) == {f"aborting {trial.variant}" for trial in trials}
+    assert tuner.choose("aborting") is None
+    assert all(trial.error is None for trial in store.trials("doubling"))
+    assert tuner.choose("doubling") is not None
+    assert not tuner.unknown(kernels)
+    assert session.alive()
+
+
+def test_a_kernel_that_cannot_be_compiled_is_refused_with_the_compilers_reason(store: Store, tuner: Tuner) -> None:
+    kernels = {"bad": (uncompilable, frozenset[int]()), "doubling": (doubling, frozenset[int]())}
+    tuning = tuner.tune(kernels)
+    assert all(name.startswith("bad ") and "tvm_warp_shuffle" in why for name, why in tuning.failed.items())
+    assert tuning.failed
+    assert tuner.choose("doubling") is not None
+    assert not tuner.unknown(kernels)
+
+
+def test_a_kernel_that_no_rule_takes_is_reported(session: Session, store: Store, tuner: Tuner) -> None:
+    ((key, kernel),) = model(session, SPLIT).kernels.items()
+    tuning = tuner.tune({key: kernel})
+    assert tuning.untunable == {key: "writes 2 results"}
+    assert (tuning.trials, tuning.failed, store.trials(key)) == (0, {}, [])
+
+
+def test_a_device_that_is_gone_ends_tuning_and_blames_no_kernel(
+    session: Session, store: Store, tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise DeviceUnreachableError("device host did not answer")
+
+    monkeypatch.setattr(session, "ensure_alive", unreachable)
+    with pytest.raises(DeviceUnreachableError):
+        tuner.tune({"doubling": (doubling, frozenset())})
+    assert not store.known("doubling")
+
+
+def trial(func: PrimFunc = doubling, lanes: int = 1) -> Trial:
+    return Trial(f"k{lanes}", func, frozenset(), Variant("elementwise", PASSES(lanes, 1)))
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+    process.wait(10)
+
+
+def dies_idle(pool: BuildPool) -> None:
+    (worker,) = pool._idle
+    kill(psutil.Process(worker._process.pid))
+
+
+def test_a_builder_that_dies_between_two_builds_loses_nothing(session: Session, tmp_path: Path) -> None:
+    with BuildPool(session.device, tmp_path) as pool:
+        (first,) = pool.build({"a": trial()})
+        dies_idle(pool)
+        (second,) = pool.build({"b": trial()})
+        workers = [psutil.Process(worker._process.pid) for worker in pool._idle]
+        assert len(workers) == 1
+    assert first.path != second.path
+    assert (set(first.parameters), set(second.parameters)) == ({"a"}, {"b"})
+    assert (first.refused, second.refused) == ({}, {})
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_variant_that_does_not_fit_is_refused_beside_those_that_do(session: Session, tmp_path: Path) -> None:
+    tiling = Variant("tiled reduction", RULES["tiled reduction"].knobs(8, 1, 1, 1, 1, "rows"))
+    unfit = Trial("k", doubling, frozenset(), tiling)
+    with BuildPool(session.device, tmp_path) as pool:
+        (library,) = pool.build({"good": trial(), "unfit": unfit})
+        assert set(library.parameters) == {"good"}
+        assert library.parameters["good"] == (((32,), "float32"), ((32,), "float32"))
+        assert library.refused == {"unfit": "0 reductions, takes one"}
+        (alone,) = pool.build({"unfit": unfit})
+        assert (dict(alone.parameters), set(alone.refused)) == ({}, {"unfit"})
+
+
+def test_many_trials_are_spread_over_libraries_and_none_is_lost(session: Session, tmp_path: Path) -> None:
+    trials = {f"trial_{i}": trial() for i in range(20)}
+    with BuildPool(session.device, tmp_path) as pool:
+        libraries = pool.build(trials)
+    assert len({library.path for library in libraries}) == len(libraries) == 2
+    assert sorted(name for library in libraries for name in library.parameters) == sorted(trials)
+    assert all(library.path.is_file() and not library.refused for library in libraries)
+
+
+def test_without_a_linker_the_trials_are_not_to_blame(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no such compiler"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with BuildPool(session.device, tmp_path) as pool, pytest.raises(ConfigError, match="no C\\+\\+ compiler links"):
+        pool.build({"a": trial()})
+
+
+def test_builders_that_do_not_end_are_given_up_and_the_next_build_has_new_ones(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_pool, "_BUILD_TIMEOUT_S", 0.0)
+    with BuildPool(session.device, tmp_path) as pool:
+        stalled = pool.build({"a": trial(), "b": trial()})
+        assert [dict(library.refused) for library in stalled] == [
+            {name: "building it killed the compiler, or did not end"} for name in "ab"
+        ]
+        monkeypatch.undo()
+        (library,) = pool.build({"a": trial()})
+        assert set(library.parameters) == {"a"}
