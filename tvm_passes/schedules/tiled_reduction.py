@@ -267,8 +267,9 @@ def _order_reduction(kernel: Fused, nest: Nest, knobs: Tiling) -> list[tuple[int
         else:
             parts[axis] = [(loops[axis], (axis, 1, full[axis]))]
     reduction_order = [parts[axis][0] for axis in reduce] + [parts[axis][1] for axis in reduce if len(parts[axis]) > 1]
-    unrolled = [spatial[axis] for axis in range(rank) if axis not in (axes.lane, axes.column, axes.row)] + [vectors]
+    unrolled = [spatial[axis] for axis in range(rank) if axis not in (axes.lane, axes.column, axes.row)]
     unrolled += [spatial[axis] for axis in (axes.row, axes.column) if axis >= 0]
+    unrolled.append(vectors)  # innermost: each input is used up before the next is read, or LLVM would spill them
     schedule.reorder(*[loop for loop, _ in reduction_order], *unrolled, lane)
     schedule.vectorize(lane)
     for loop in unrolled:
