@@ -11,6 +11,7 @@ runs.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import select
@@ -45,6 +46,8 @@ Evaluator = Callable[[int, int], Sequence[float]]
 _START_TIMEOUT_S = 120.0
 _CALL_TIMEOUT_S = 300.0
 _SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
+_MATERIAL = 2**25
+"""Elements of tensors kept on the device to time kernels on: a model's largest fit."""
 _METHOD = "rpc time_evaluator"
 TIMED = "_timed"
 """Ends the name of a compiled function that, besides its results, returns when each of its kernels began and ended."""
@@ -89,6 +92,7 @@ class Session:
         self._key = secrets.token_hex(16)
         self._port = 0
         self._uploads = 0
+        self._material: dict[tuple[int, tuple[int, ...], str], Any] = {}
 
     def __enter__(self) -> Session:
         check_connected(self.device)
@@ -130,6 +134,23 @@ class Session:
             if not self.alive():
                 raise self._unreachable("while it loaded a library") from failure
             raise DeviceError(f"device {self.device.name} refused {library.name}: {last_line(failure)}") from failure
+
+    def material(self, position: int, shape: tuple[int, ...], dtype: str) -> Any:
+        """Return a tensor on the device to time kernels on: random real numbers, or zeros where it may hold indices.
+
+        Those of one position, shape and dtype share it, for filling it takes longer than most kernels do.
+        """
+        key = (position, shape, dtype)
+        if key not in self._material:
+            if sum(math.prod(shape) for _, shape, _ in self._material) > _MATERIAL:
+                self._material.clear()
+            if dtype.startswith("float"):
+                tensor = tvm.runtime.empty(shape, dtype, self._remote.cpu())
+                self._remote.get_function("tvm.contrib.random.random_fill_for_measure")(tensor)
+            else:
+                tensor = tvm.runtime.tensor(np.zeros(shape, dtype), self._remote.cpu())
+            self._material[key] = tensor
+        return self._material[key]
 
     @property
     def connection(self) -> object:
@@ -215,6 +236,7 @@ class Session:
         try:
             with self.watched("connecting"):
                 self._remote = rpc.connect("127.0.0.1", self._port, self._key)
+            self._material.clear()
         except Exception as failure:
             raise self._unreachable("when connecting") from failure
 
@@ -303,7 +325,7 @@ class Library:
 
     def kernel_evaluator(self, kernel: str, parameters: Sequence[tuple[tuple[int, ...], str]]) -> Evaluator:
         """Return what times one kernel on random inputs: (number, repeat) -> seconds per run."""
-        arguments = [self._random(shape, dtype) for shape, dtype in parameters]
+        arguments = [self.session.material(i, shape, dtype) for i, (shape, dtype) in enumerate(parameters)]
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
             evaluator = self._module.time_evaluator(kernel, self._remote.cpu(), number=number, repeat=repeat)
@@ -311,14 +333,6 @@ class Library:
                 return list(evaluator(*arguments).results)
 
         return evaluate
-
-    def _random(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """Make a tensor on the device: random where it holds real numbers, zero where it may hold indices."""
-        if not dtype.startswith("float"):
-            return self._tensor(np.zeros(shape, dtype))
-        tensor = tvm.runtime.empty(shape, dtype, self._remote.cpu())
-        self._remote.get_function("tvm.contrib.random.random_fill_for_measure")(tensor)
-        return tensor
 
     def _tensor(self, array: Array) -> Any:
         return tvm.runtime.tensor(array, self._remote.cpu())
