@@ -22,6 +22,12 @@ def contender_table(bench: Bench) -> Table:
     return head, [_contender_row(bench, name) for name in bench.entries]
 
 
+def failures(bench: Bench) -> list[str]:
+    """Why contenders were not measured, one line each."""
+    latencies = {name: entry.latency for name, entry in bench.entries.items()}
+    return [f"{_WORDS.get(name, name)}: {latency.error}" for name, latency in latencies.items() if not latency.ok]
+
+
 def layer_table(layers: Layers) -> Table:
     """One row for each kernel call: latency in microseconds, share of all, operations a second, of peak, roof."""
     head = ("computes", "rule", "best µs", "share", "GFLOP/s", "of peak", "roof")
@@ -37,6 +43,7 @@ def layer_legend(layers: Layers) -> list[str]:
         "roof: GFLOP/s possible if every tensor came from or went to memory once; data in a cache may exceed it, and "
         "Winograd's convolution computes less than it is counted for",
     ]
+    lines += [f"{', '.join(call.tensors)}: {call.latency.error}" for call in layers.calls if not call.latency.ok]
     if layers.gap is not None:
         lines.append(f"the sum of the kernels differs from the whole by {layers.gap:+.1%}")
     return lines
@@ -46,7 +53,7 @@ def _contender_row(bench: Bench, name: str) -> tuple[str, ...]:
     entry, ratio = bench.entries[name], bench.ratio(name)
     word = _WORDS.get(name, name)
     if not entry.latency.ok:
-        return word, "not measured:", str(entry.latency.error), "", "", "", ""
+        return word, *[_NONE] * 6
     best, median = map("{:.2f}".format, ratio) if ratio else (_NONE, _NONE)
     return (
         word,
@@ -63,7 +70,7 @@ def _layer_row(layers: Layers, layer: Layer) -> tuple[str, ...]:
     names = ", ".join(layer.tensors)
     share, flops_per_s, peak_share = layers.share(layer), layer.flops_per_s, layers.peak_share(layer)
     if share is None or flops_per_s is None or peak_share is None:
-        return names, layer.rule, "not measured:", str(layer.latency.error), "", "", ""
+        return names, layer.rule, *[_NONE] * 5
     return (
         names,
         layer.rule,

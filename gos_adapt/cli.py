@@ -197,11 +197,13 @@ def bench(
         click.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
         return
     _print_table(*bench_tables.contender_table(found))
+    for line in bench_tables.failures(found):
+        click.echo(_plain(line))
     if found.layers is not None:
         click.echo()
         _print_table(*bench_tables.layer_table(found.layers))
         for line in bench_tables.layer_legend(found.layers):
-            click.echo(line)
+            click.echo(_plain(line))
 
 
 @commands.command()

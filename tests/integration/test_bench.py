@@ -15,6 +15,7 @@ from onnx import helper
 from gos_adapt import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.rpc
@@ -23,10 +24,12 @@ FLOPS = [(2 * 8 * 9 + 1) * 16 * 12 * 12, 2 * 16 * 9 * 16 * 12 * 12]
 CONTENDERS = ["onnxruntime_fp32", "onnxruntime_int8", "tvm_default", "ours"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GOS_ADAPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GOS_ADAPT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_json_holds_four_contenders_and_every_kernel(
     peaks = form["layers"]["peaks"]
     assert peaks["conditions"]["threads"] == 1
     assert all(call["peak_share"] == call["flops_per_s"] / peaks["flops_per_s"] for call in calls)
-    (kept,) = cache.glob("peaks-*.json")
+    (kept,) = cache.glob("peaks-*-1-threads-*.json")
     assert json.loads(kept.read_text()) == peaks
 
 

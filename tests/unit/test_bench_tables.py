@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gos_adapt.bench import FP32, INT8, OURS, TVM, Bench, Entry, Layer, Layers
-from gos_adapt.bench_tables import contender_table, layer_legend, layer_table
+from gos_adapt.bench_tables import contender_table, failures, layer_legend, layer_table
 from gos_adapt.cost.peaks import Peaks
 from gos_adapt.environment import read_environment
 from gos_adapt.quantities import Conditions, Count, Measurement
@@ -45,10 +45,11 @@ def test_a_contender_is_a_row_of_latencies_ratios_and_deviation() -> None:
     assert head == ("", "best ms", "median ms", "n", "ratio best", "median", "deviation")
     assert rows == [
         ("ONNX Runtime fp32", "1.0000", "2.0000", "3", "1.00", "1.00", "0.0e+00"),
-        ("ONNX Runtime int8", "not measured:", "no quantiser", "", "", "", ""),
+        ("ONNX Runtime int8", "–", "–", "–", "–", "–", "–"),
         ("TVM default", "50.0000", "50.0000", "1", "50.00", "25.00", "–"),
         ("ours", "0.5000", "3.0000", "3", "0.50", "1.50", "2.3e-07"),
     ]
+    assert failures(BENCH) == ["ONNX Runtime int8: no quantiser"]
 
 
 def test_without_onnx_runtime_there_are_no_ratios() -> None:
@@ -69,9 +70,9 @@ def test_a_kernel_is_a_row_of_its_share_and_of_what_it_reaches() -> None:
 def test_a_kernel_that_was_not_measured_says_why_and_has_no_share() -> None:
     broken = Layers((layer("conv", FAILED), layer("last", latency(1e-5))), LAYERS.peaks, None)
     rows = layer_table(broken)[1]
-    assert rows[0] == ("conv, conv_relu", "tiled reduction", "not measured:", "no quantiser", "", "", "")
+    assert rows[0] == ("conv, conv_relu", "tiled reduction", "–", "–", "–", "–", "–")
     assert rows[1][3] == "100.0%"
-    assert len(layer_legend(broken)) == 2
+    assert layer_legend(broken)[2:] == ["conv, conv_relu: no quantiser"]
 
 
 def test_the_legend_names_the_peaks_and_the_gap() -> None:
