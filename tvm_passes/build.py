@@ -29,7 +29,7 @@ class Built:
     """A library on disk.
 
     Attributes:
-        path: The shared library: every Relax function and every kernel of it.
+        path: The shared library: every Relax function, and within it the kernels it calls.
         kernels: Kernel calls in the order they run, function by function.
         parameters: What each function takes.
     """
