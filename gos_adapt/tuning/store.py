@@ -131,7 +131,8 @@ class Store:
     def _unusable(self, error: Exception) -> ConfigError:
         cause = getattr(error, "orig", None) or error
         return ConfigError(
-            f"the tuning store {self.path} cannot be used ({cause}); move it away, or set GOS_ADAPT_CACHE to another folder"
+            f"the tuning store {self.path} cannot be used ({cause}); "
+            "move it away, or set GOS_ADAPT_CACHE to another folder"
         )
 
 
