@@ -96,7 +96,7 @@ class Workbench:
         for trial, reason in tuning.failed.items():
             self._progress.detail(f"failed: {trial}: {reason}")
         for kernel, reason in tuning.untunable.items():
-            self._progress.detail(f"no schedule for kernel {kernel}: {reason}")
+            self._progress.note(f"kernel {kernel} keeps TVM's order, which is slow: {reason}")
 
     def measure_operators(self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]]) -> list[Measurement]:
         """Time operators as they would run inside a model: one library, one upload, interleaved.

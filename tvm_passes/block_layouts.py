@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvm_passes.compat import IRModule, PassContext, Schedule, is_reduction, module_pass, reduces, relax, shape_of
+from tvm_passes.compat import (
+    IRModule,
+    PassContext,
+    Schedule,
+    blocks_of,
+    is_reduction,
+    module_pass,
+    reduces,
+    relax,
+    shape_of,
+)
 from tvm_passes.kernel_calls import (
     KernelCall,
     NewCall,
@@ -85,16 +95,16 @@ class BlockLayouts:
         names = [param.name for param in params]
         assert all(names.count(name) == 1 for name in wanted), "buffers are told apart by name"
         if result is not None:
-            (*_, last) = schedule.get_child_blocks(schedule.get_sblock("root"))
+            (*_, last) = blocks_of(schedule)
             if is_reduction(schedule.get(last)):  # a store of its own, while its axes are still those of the reduction
                 schedule.cache_write(last, 0, "global")
-        for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        for block in blocks_of(schedule):
             written = schedule.get(block).writes[0].source
             if result is not None and written.name not in wanted and len(shape_of(written)) == 4:
                 size = self.cpu.block(shape_of(written)[1])
                 if size > 1:
                     schedule.transform_layout(block, ("write", 0), _index_map(size))
-        for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        for block in blocks_of(schedule):
             for kind, regions in (("read", schedule.get(block).reads), ("write", schedule.get(block).writes)):
                 for i, region in enumerate(regions):
                     size = wanted.get(region.source.name, 1)
@@ -106,7 +116,9 @@ class BlockLayouts:
 def _spatial(call: KernelCall) -> bool:
     """Whether a kernel keeps channels apart or sums over all of them: not so for products of feature maps, softmax."""
     schedule = Schedule(call.func)
-    blocks = [schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    blocks = [schedule.get(block) for block in blocks_of(schedule)]
+    if not all(block.writes for block in blocks) or not blocks:
+        return False  # what does not say which elements it touches cannot be re-indexed
     reductions = [block for block in blocks if is_reduction(block)]
     if not reductions:
         return True

@@ -18,7 +18,8 @@ from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext, Sequential, module_pass
 from tvm.relax.expr_functor import mutator
 from tvm.relax.frontend.onnx import from_onnx
-from tvm.s_tir import SBlockRealize, Schedule
+from tvm.s_tir import SBlockRealize, Schedule, Trace
+from tvm.s_tir.meta_schedule.space_generator import PostOrderApply
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.s_tir.schedule.schedule import ScheduleError
 from tvm.script import tirx as T
@@ -52,10 +53,12 @@ __all__ = [
     "Target",
     "TensorLoad",
     "TirBuilder",
+    "blocks_of",
     "bytes_of",
     "call_kernel",
     "cc",
     "chooses",
+    "draw_schedule",
     "dtype_of",
     "from_onnx",
     "is_reduction",
@@ -143,6 +146,35 @@ def loads_in(expression: Any) -> list[Any]:
 def map_nodes(expression: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """Return a scalar expression with each node of one kind changed."""
     return structural_map(expression, (kind, change))
+
+
+def blocks_of(schedule: Schedule) -> list[SBlockRV]:
+    """Return the blocks of a schedule's one kernel in program order; none where its body is a single opaque one."""
+    (function,) = schedule.mod.functions.values()
+    return list(schedule.get_child_blocks(schedule.get_sblock(function.body.block.name_hint)))
+
+
+def draw_schedule(module: IRModule, threads: int, seed: int) -> Schedule | None:
+    """Draw a random schedule of a module's one kernel from MetaSchedule's design space for plain LLVM targets.
+
+    The same module, threads and seed give the same schedule. `TuneContext` is made without its constructor in Python,
+    which reads every tensor intrinsic of TVM first, for half a minute; this design space has none.
+
+    Returns:
+        The schedule, or `None` where MetaSchedule's postprocessors discard it.
+
+    Raises:
+        ScheduleError: the draw does not fit the kernel.
+    """
+    generator = PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm")
+    target = Target({"kind": "llvm", "num-cores": threads})
+    make, initialise = (tvm.get_global_func(f"s_tir.meta_schedule.TuneContext{step}") for step in ("", "Initialize"))
+    context = make(module, target, generator, None, "main", 1, seed, lambda *_: None)
+    initialise(context)
+    spaces = generator.generate_design_space(module)
+    schedule = Schedule(module, seed=seed)
+    Trace(spaces[seed % len(spaces)].trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
+    return schedule if all(process.apply(schedule) for process in generator.postprocs) else None
 
 
 def call_kernel(name: str, tensors: Sequence[tuple[Any, tuple[int, ...], str]]) -> Any:

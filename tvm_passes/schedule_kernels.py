@@ -13,8 +13,8 @@ from tvm_passes.schedules import Cpu, Scheduled, Variant, schedule_kernel, varia
 if TYPE_CHECKING:
     from tvm_passes.schedules import Storage
 
-Choose = Callable[[str], Variant | None]
-"""Kernel key -> the variant to use, or `None` where nobody knows better than the rules' first guess."""
+Choose = Callable[[str], Variant | Rejection | None]
+"""Kernel key -> the variant to use, or why none, or `None` where nobody knows better than the rules' first guess."""
 
 
 def kernel_key(func: PrimFunc, constants: frozenset[int]) -> str:
@@ -38,7 +38,7 @@ class ScheduleKernels:
 
     Attributes:
         rules: After the pass: for each kernel call, in order, the rule that took it, or ``"none: <reasons>"`` when
-            every rule declined and TVM's order is kept.
+            every rule declined, or nothing could be measured, and TVM's order is kept.
     """
 
     def __init__(self, cpu: Cpu, choose: Choose = guess) -> None:
@@ -63,6 +63,8 @@ class ScheduleKernels:
 
     def _schedule(self, call: KernelCall) -> tuple[str, Scheduled]:
         chosen = self.choose(kernel_key(call.func, call.constants))
+        if isinstance(chosen, Rejection):
+            return f"none: {chosen.reason}", Scheduled(call.func)
         guesses = variants(call.func, self.cpu)
         if isinstance(guesses, Rejection):
             return f"none: {guesses.reason}", Scheduled(call.func)

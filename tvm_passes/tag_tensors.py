@@ -7,7 +7,7 @@ again.
 
 from __future__ import annotations
 
-from tvm_passes.compat import IRModule, PassContext, Schedule, module_pass
+from tvm_passes.compat import IRModule, PassContext, Schedule, blocks_of, module_pass
 from tvm_passes.kernel_calls import KernelCall, NewCall, kernel_calls, rewrite_kernel_calls
 
 _TAG = "adapt.tensor"
@@ -41,14 +41,14 @@ class TakeTags:
 
 def _tag(call: KernelCall) -> NewCall:
     schedule = Schedule(call.func)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+    for block in blocks_of(schedule):
         schedule.annotate(block, _TAG, call.var.name)
     return NewCall(_named(call, schedule), call.result)
 
 
 def _untag(call: KernelCall) -> NewCall:
     schedule = Schedule(call.func)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+    for block in blocks_of(schedule):
         if _TAG in schedule.get(block).annotations:
             schedule.unannotate(block, _TAG)
     return NewCall(_named(call, schedule), call.result)
@@ -56,7 +56,7 @@ def _untag(call: KernelCall) -> NewCall:
 
 def _tensors(call: KernelCall) -> tuple[str, ...]:
     schedule = Schedule(call.func)
-    blocks = (schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root")))
+    blocks = (schedule.get(block) for block in blocks_of(schedule))
     return tuple(dict.fromkeys(str(block.annotations[_TAG]) for block in blocks if _TAG in block.annotations))
 
 

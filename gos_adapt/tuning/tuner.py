@@ -9,6 +9,7 @@ What fails to build or crashes the device is recorded with its reason and costs 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -49,7 +50,7 @@ class Tuning:
     Attributes:
         trials: Variants built and timed now.
         failed: Reasons of those that could not be, by "kernel variant".
-        untunable: Why no rule takes a kernel, by its key.
+        untunable: Why a kernel keeps TVM's order, by its key: no rule takes it, or no variant could be measured.
     """
 
     trials: int = 0
@@ -74,10 +75,11 @@ class Tuner:
         self._pool.__exit__()
         self._folder.cleanup()
 
-    def choose(self, kernel: str) -> Variant | None:
+    def choose(self, kernel: str) -> Variant | Rejection | None:
         """Return the fastest known variant of a kernel (see `tvm_passes.schedule_kernels.Choose`)."""
-        record = self.store.best(kernel)
-        return Variant.parse(record.variant, RULES) if record else None
+        if record := self.store.best(kernel):
+            return Variant.parse(record.variant, RULES)
+        return _nothing_measured([trial.error for trial in self.store.trials(kernel)])
 
     def unknown(self, kernels: Kernels) -> Kernels:
         """Return the kernels that were never tried; one that failed would fail again."""
@@ -121,6 +123,8 @@ class Tuner:
             final = self._time(contest, contest.fastest(FINALISTS), FINAL)
             self.store.put(contest.records(final, date))
             tuning.failed |= {f"{contest.key} {v.to_text()}": m.error for v, m in contest.seen.items() if m.error}
+            if not contest.fastest(1) and (nothing := _nothing_measured([m.error for m in contest.seen.values()])):
+                tuning.untunable[contest.key] = nothing.reason
 
     def _build(self, contests: Sequence[_Contest], tuning: Tuning) -> None:
         """Build what waits in the contests; what cannot be built is seen as failed."""
@@ -195,6 +199,14 @@ class _Contest:
             Record(self.key, variant.to_text(), m.best_s if m.ok else None, m.error, variant in final and m.ok, date)
             for variant, m in last.items()
         ]
+
+
+def _nothing_measured(errors: Sequence[str | None]) -> Rejection | None:
+    """Say why none of the variants that were tried could be measured; `None` when none was tried."""
+    if not errors:
+        return None
+    ((reason, _),) = Counter(errors).most_common(1)
+    return Rejection(f"0 of {len(errors)} variants could be measured: {reason}")
 
 
 def open_store(path: Path, device: Device) -> Store:

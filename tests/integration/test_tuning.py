@@ -11,15 +11,16 @@ from onnx import helper
 
 from device_targets import host
 from device_targets.session import Session
-from gos_adapt.errors import ConfigError, DeviceUnreachableError
+from gos_adapt.errors import ConfigError, DeviceUnreachableError, Rejection
 from gos_adapt.profiling.in_place import METHOD, ROUNDS, RUNS, SAMPLES, time_in_place
-from gos_adapt.tuning import Store, Tuner, open_store
+from gos_adapt.tuning import Record, Store, Tuner, open_store
 from gos_adapt.workbench import random_inputs
 from tvm_passes import build_pool
 from tvm_passes.build import build, cpu_of, prepare
 from tvm_passes.build_pool import BuildPool, Trial
 from tvm_passes.compat import PrimFunc, T
 from tvm_passes.schedules import RULES, Variant, variants
+from tvm_passes.schedules.metaschedule import DRAWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ MODEL = graph(
     {"y": 4},
 )
 SPLIT = graph([helper.make_node("Split", ["x"], ["y", "z"], axis=1)], (1, 16, 6, 6), {}, {"y": 4, "z": 4})
+SOFTMAX = graph([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], (8, 24, 40), {}, {"y": 3})
 
 
 @T.prim_func(s_tir=True)
@@ -65,6 +67,15 @@ def doubling(x: T.Buffer((32,), "float32"), y: T.Buffer((32,), "float32")) -> No
         with T.sblock("y"):
             j = T.axis.spatial(32, i)
             y[j] = x[j] * T.float32(2)
+
+
+@T.prim_func(s_tir=True)
+def silent(x: T.Buffer((32,), "float32"), y: T.Buffer((32,), "float32")) -> None:
+    with T.sblock("y"):
+        T.reads()
+        T.writes()
+        for i in range(32):
+            y[i] = x[i]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +114,7 @@ def test_a_tuned_model_computes_what_onnx_runtime_computes_in_the_fastest_varian
         offered, best = variants(func, cpu_of(session.device)), tuner.choose(key)
         assert isinstance(offered, list)
         tried = {Variant.parse(trial.variant, RULES): trial for trial in store.trials(key)}
-        assert best is not None
+        assert isinstance(best, Variant)
         assert set(offered) <= set(tried)
         finals = [trial.latency_s for trial in tried.values() if trial.final and trial.latency_s]
         assert 1 <= len(finals) <= 3
@@ -111,7 +122,7 @@ def test_a_tuned_model_computes_what_onnx_runtime_computes_in_the_fastest_varian
 
     built = build(fused, session.device, tmp_path / "model.so", tuner.choose, timed_repeats=RUNS)
     best = [tuner.choose(key) for key in fused.kernels]
-    assert [kernel.rule for kernel in built.kernels] == [variant.rule for variant in best if variant]
+    assert [kernel.rule for kernel in built.kernels] == [choice.rule for choice in best if isinstance(choice, Variant)]
     array = random(1, 8, 4, 4, seed=2)
     library = session.load(built.path)
     (got,), (wanted,) = library.run([array]), expected(MODEL, array)
@@ -136,7 +147,9 @@ def test_a_kernel_that_crashes_the_device_loses_only_itself_and_is_not_tried_aga
     assert trials
     assert all(trial.error and trial.latency_s is None and not trial.final for trial in trials)
     assert set(tuning.failed) == {f"aborting {trial.variant}" for trial in trials}
-    assert tuner.choose("aborting") is None
+    nothing = f"0 of {len(trials)} variants could be measured: {trials[0].error}"
+    assert tuning.untunable == {"aborting": nothing}
+    assert tuner.choose("aborting") == Rejection(nothing)
     assert all(trial.error is None for trial in store.trials("doubling"))
     assert tuner.choose("doubling") is not None
     assert not tuner.unknown(kernels)
@@ -152,11 +165,42 @@ def test_a_kernel_that_cannot_be_compiled_is_refused_with_the_compilers_reason(s
     assert not tuner.unknown(kernels)
 
 
-def test_a_kernel_that_no_rule_takes_is_reported(session: Session, store: Store, tuner: Tuner) -> None:
-    ((key, kernel),) = model(session, SPLIT).kernels.items()
-    tuning = tuner.tune({key: kernel})
-    assert tuning.untunable == {key: "writes 2 results"}
-    assert (tuning.trials, tuning.failed, store.trials(key)) == (0, {}, [])
+def test_a_kernel_that_no_rule_takes_is_reported(store: Store, tuner: Tuner) -> None:
+    tuning = tuner.tune({"silent": (silent, frozenset())})
+    assert tuning.untunable == {"silent": "has no blocks"}
+    assert (tuning.trials, tuning.failed, store.trials("silent")) == (0, {}, [])
+
+
+def test_a_kernel_of_which_nothing_could_be_measured_is_built_in_tvms_order(
+    session: Session, store: Store, tuner: Tuner, tmp_path: Path
+) -> None:
+    fused = model(session, SPLIT)
+    (key,) = fused.kernels
+    store.put([Record(key, f"v{i}", None, "it crashed" if i else "it hung", False, "2026") for i in range(3)])
+    built = build(fused, session.device, tmp_path / "model.so", tuner.choose)
+    assert [kernel.rule for kernel in built.kernels] == ["none: 0 of 3 variants could be measured: it crashed"]
+    array = random(1, 16, 6, 6)
+    for got, wanted in zip(session.load(built.path).run([array]), expected(SPLIT, array), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_kernel_without_a_template_is_tuned_by_draws_that_are_found_again(
+    session: Session, store: Store, tuner: Tuner, tmp_path: Path
+) -> None:
+    fused = model(session, SOFTMAX)
+    ((key, kernel),) = fused.kernels.items()
+    assert tuner.tune({key: kernel}).untunable == {}
+    trials = [(Variant.parse(trial.variant, RULES), trial) for trial in store.trials(key)]
+    draws = [(variant, trial) for variant, trial in trials if variant.rule == "metaschedule"]
+    assert len(draws) == DRAWS
+    assert {variant.rule for variant, _ in trials} == {"rows", "metaschedule"}
+    fastest, _ = min(((variant, trial.latency_s) for variant, trial in draws if trial.latency_s), key=lambda d: d[1])
+
+    built = build(fused, session.device, tmp_path / "model.so", lambda _: fastest)
+    assert [kernel.rule for kernel in built.kernels] == ["metaschedule"]
+    array = random(8, 24, 40)
+    (got,), (wanted,) = session.load(built.path).run([array]), expected(SOFTMAX, array)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
 
 
 def test_a_device_that_is_gone_ends_tuning_and_blames_no_kernel(

@@ -257,12 +257,6 @@ def test_another_process_finds_the_same_key() -> None:
     assert result.stdout.decode().split() == [key_of(CASES["3x3"])]
 
 
-def test_a_kernel_of_several_results_is_declined_with_a_reason() -> None:
-    proto = graph([helper.make_node("Split", ["x"], ["y", "z"], axis=1)], (1, 16, 6, 6), {}, {"y": 4, "z": 4})
-    _, call = prepared(proto)
-    assert variants(call.func, CPU) == Rejection("writes 2 results")
-
-
 def test_settings_are_best_guess_first_without_repetition() -> None:
     for proto in CASES.values():
         _, call = prepared(proto)

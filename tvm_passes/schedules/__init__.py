@@ -9,6 +9,7 @@ from tvm_passes.compat import ScheduleError
 from tvm_passes.schedules.cpu import Cpu
 from tvm_passes.schedules.elementwise import ELEMENTWISE
 from tvm_passes.schedules.kernel import Fused, Packing, Scheduled, Storage
+from tvm_passes.schedules.metaschedule import METASCHEDULE
 from tvm_passes.schedules.rows import ROWS
 from tvm_passes.schedules.rule import Rule, Variant
 from tvm_passes.schedules.tiled_reduction import TILED_REDUCTION
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "Cpu", "Packing", "Scheduled", "Storage", "Variant", "schedule_kernel", "variants"]
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (ELEMENTWISE, TILED_REDUCTION, WINOGRAD, ROWS)}
+TEMPLATES = (ELEMENTWISE, TILED_REDUCTION, WINOGRAD)
+"""What they take is known well enough that nothing needs to be drawn at random."""
+RULES: dict[str, Rule] = {rule.name: rule for rule in (*TEMPLATES, ROWS, METASCHEDULE)}
 
 
 def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Variant] | Rejection:
@@ -33,12 +36,15 @@ def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Vari
     Returns:
         Variants, or why no rule takes the kernel.
     """
-    if (results := Fused(func).results) > 1:
-        return Rejection(f"writes {results} results")
+    kernel = Fused(func)
+    if reason := kernel.opaque:
+        return Rejection(reason)
     found: list[Variant] = []
     reasons = []
-    for rule in RULES.values():
+    for rule in RULES.values() if kernel.plain else (ROWS, METASCHEDULE):
         if best is not None and best.rule != rule.name:
+            continue
+        if rule is METASCHEDULE and any(RULES[variant.rule] in TEMPLATES for variant in found):
             continue
         try:
             settings = rule.settings(Fused(func), cpu, best.knobs if best else None)

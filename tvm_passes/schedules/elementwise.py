@@ -32,8 +32,6 @@ class Pass:
 def _settings(kernel: Fused, cpu: Cpu, best: Pass | None) -> Sequence[Pass] | Rejection:
     if kernel.reductions:
         return Rejection("reduces")
-    if not kernel.blocks:
-        return Rejection("has no blocks")
     if len({kernel.schedule.get(block).writes[0].source for block in kernel.blocks}) != len(kernel.blocks):
         return Rejection("writes a buffer twice")
     if best is not None:

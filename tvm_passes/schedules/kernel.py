@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, is_reduction, reduces, shape_of
+from tvm_passes.compat import PrimFunc, SBlockRV, Schedule, blocks_of, is_reduction, reduces, shape_of, tirx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class Fused:
 
     def __init__(self, func: PrimFunc) -> None:
         self.schedule = Schedule(func)
-        self.blocks: Sequence[SBlockRV] = self.schedule.get_child_blocks(self.schedule.get_sblock("root"))
+        self.blocks: Sequence[SBlockRV] = blocks_of(self.schedule)
         self.reductions = [block for block in self.blocks if is_reduction(self.schedule.get(block))]
 
     @property
@@ -73,8 +73,26 @@ class Fused:
     def results(self) -> int:
         """How many parameters the kernel writes."""
         params = list(self.func.params)
-        written = [self.schedule.get(block).writes[0].source for block in self.blocks]
+        written = [region.source for block in self.blocks for region in self.schedule.get(block).writes]
         return sum(any(param.same_as(buffer) for buffer in written) for param in params)
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is one result, and every block stores elements of one buffer: what a template takes."""
+        stores = all(isinstance(self.schedule.get(block).body, tirx.BufferStore) for block in self.blocks)
+        return stores and self.results <= 1
+
+    @property
+    def opaque(self) -> str | None:
+        """Why nothing about a kernel may change: not all of it says what it reads and writes, or over which shape."""
+        if not self.blocks:
+            return "has no blocks"
+        for block in map(self.schedule.get, self.blocks):
+            if not block.writes:
+                return f"its block {block.name_hint} does not say what it writes"
+            if not all(isinstance(axis.dom.extent, tirx.IntImm) for axis in block.iter_vars):
+                return f"its block {block.name_hint} has a shape that is not known"
+        return None
 
     def written(self, block: SBlockRV) -> tuple[int, ...]:
         """Shape of the buffer a block writes."""

@@ -1,4 +1,4 @@
-"""Kernels of several reductions over rows, such as softmax and layer normalisation: threads take rows."""
+"""Kernels of several passes, such as softmax, layer normalisation and splitting: threads take rows of each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from gos_adapt.errors import Rejection
 from tvm_passes.compat import reduces
 from tvm_passes.schedules.kernel import Fused, Scheduled
 from tvm_passes.schedules.rule import Rule
@@ -28,15 +27,13 @@ class Rows:
     parallel_from: int
 
 
-def _settings(kernel: Fused, cpu: Cpu, best: Rows | None) -> Sequence[Rows] | Rejection:
-    if not kernel.blocks:
-        return Rejection("has no blocks")
+def _settings(_kernel: Fused, cpu: Cpu, best: Rows | None) -> Sequence[Rows]:
     if best is not None:
         return []
     return [Rows(cpu.serial_below), Rows(0)] if cpu.threads > 1 else [Rows(0)]
 
 
-def _schedule(kernel: Fused, _cpu: Cpu, _packable: frozenset[int], knobs: Rows) -> Scheduled | Rejection:
+def _schedule(kernel: Fused, _cpu: Cpu, _packable: frozenset[int], knobs: Rows) -> Scheduled:
     """Keep every block, one after the other; share the outermost axis of the large ones among the threads."""
     schedule = kernel.schedule
     for block in kernel.blocks:
