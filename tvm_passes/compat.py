@@ -43,6 +43,7 @@ __all__ = [
     "IRModule",
     "LoopRV",
     "PassContext",
+    "PostOrderApply",
     "PrimFunc",
     "SBlockRV",
     "SBlockRealize",
@@ -53,12 +54,12 @@ __all__ = [
     "Target",
     "TensorLoad",
     "TirBuilder",
+    "Trace",
     "blocks_of",
     "bytes_of",
     "call_kernel",
     "cc",
     "chooses",
-    "draw_schedule",
     "dtype_of",
     "from_onnx",
     "is_reduction",
@@ -77,6 +78,7 @@ __all__ = [
     "structural_hash",
     "structural_walk",
     "tirx",
+    "tune_context",
     "tvm",
     "variables_in",
 ]
@@ -154,27 +156,15 @@ def blocks_of(schedule: Schedule) -> list[SBlockRV]:
     return list(schedule.get_child_blocks(schedule.get_sblock(function.body.block.name_hint)))
 
 
-def draw_schedule(module: IRModule, threads: int, seed: int) -> Schedule | None:
-    """Draw a random schedule of a module's one kernel from MetaSchedule's design space for plain LLVM targets.
+def tune_context(module: IRModule, target: Target, generator: PostOrderApply, seed: int) -> Any:
+    """Return a context of MetaSchedule that makes `generator` and its rules ready, as `TuneContext` would.
 
-    The same module, threads and seed give the same schedule. `TuneContext` is made without its constructor in Python,
-    which reads every tensor intrinsic of TVM first, for half a minute; this design space has none.
-
-    Returns:
-        The schedule, or `None` where MetaSchedule's postprocessors discard it.
-
-    Raises:
-        ScheduleError: the draw does not fit the kernel.
+    But for its constructor in Python, which first reads every tensor intrinsic of TVM, for half a minute.
     """
-    generator = PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm")
-    target = Target({"kind": "llvm", "num-cores": threads})
     make, initialise = (tvm.get_global_func(f"s_tir.meta_schedule.TuneContext{step}") for step in ("", "Initialize"))
     context = make(module, target, generator, None, "main", 1, seed, lambda *_: None)
     initialise(context)
-    spaces = generator.generate_design_space(module)
-    schedule = Schedule(module, seed=seed)
-    Trace(spaces[seed % len(spaces)].trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
-    return schedule if all(process.apply(schedule) for process in generator.postprocs) else None
+    return context
 
 
 def call_kernel(name: str, tensors: Sequence[tuple[Any, tuple[int, ...], str]]) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
-from tvm_passes.compat import draw_schedule
+from tvm_passes.compat import PostOrderApply, Schedule, Target, Trace, tune_context
 from tvm_passes.schedules.kernel import ENTRY, Fused, Scheduled
 from tvm_passes.schedules.rule import Rule
 
@@ -47,8 +47,14 @@ def _schedule(kernel: Fused, cpu: Cpu, _packable: frozenset[int], knobs: Draw) -
     """Draw a schedule from MetaSchedule's design space for plain LLVM targets."""
     if not 1 <= knobs.seed <= _LAST_SEED:
         return Rejection(f"a seed is 1 to {_LAST_SEED}, got {knobs.seed}")
-    drawn = draw_schedule(kernel.schedule.mod, cpu.threads, knobs.seed)
-    if drawn is None:
+    module = kernel.schedule.mod
+    generator = PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm")  # none needs an intrinsic
+    context = tune_context(module, Target({"kind": "llvm", "num-cores": cpu.threads}), generator, knobs.seed)
+    spaces = context.space_generator.generate_design_space(module)
+    drawn = Schedule(module, seed=knobs.seed)
+    undecided = Trace(spaces[knobs.seed % len(spaces)].trace.insts, {})
+    undecided.apply_to_schedule(drawn, remove_postproc=True)
+    if not all(process.apply(drawn) for process in context.space_generator.postprocs):
         return Rejection("MetaSchedule discarded this draw")
     return Scheduled(drawn.mod[ENTRY])
 
