@@ -18,7 +18,7 @@ from gos_adapt.profiling.in_place import RUNS, time_in_place
 from gos_adapt.profiling.profile import KernelLatency, Profile, attribute
 from gos_adapt.progress import Silent
 from gos_adapt.quantities import Measurement
-from gos_adapt.tuning import Tuner, open_store
+from gos_adapt.tuning import Tuner, open_store, settle
 from tvm_passes.build import build, prepare, prepare_functions
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class Workbench:
             return
         with self._progress.stage("tune kernels", len(waiting)) as advance:
             tuning = self._tuner.tune(waiting, advance)
+        with self._progress.stage("compare the best in place"):
+            settle(fused, waiting, self._store, self.session, self._path)
         self._progress.detail(f"{tuning.trials} variants of {len(waiting)} kernels built and timed")
         for trial, reason in tuning.failed.items():
             self._progress.detail(f"failed: {trial}: {reason}")

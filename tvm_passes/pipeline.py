@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tvm_passes.block_layouts import BlockLayouts
@@ -59,7 +60,12 @@ class Fused:
     def kernels(self) -> dict[str, tuple[PrimFunc, frozenset[int]]]:
         """Its distinct kernels by key, each with the positions of its constant parameters."""
         calls = kernel_calls(self.module)
-        return {kernel_key(call.func, call.constants): (call.func, call.constants) for call in calls}
+        return {key: (call.func, call.constants) for key, call in zip(self.keys, calls, strict=True)}
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The key of each of its `kernel_calls`."""
+        return tuple(kernel_key(call.func, call.constants) for call in kernel_calls(self.module))
 
     @property
     def work(self) -> tuple[Work, ...]:

@@ -100,14 +100,13 @@ class Store:
 
     def best(self, kernel: str) -> Record | None:
         """Return the fastest variant of a tuned kernel; `None` for a kernel that is not."""
-        query = (
-            self._mine()
-            .where(_TRIALS.c.kernel == kernel, _TRIALS.c.final, _TRIALS.c.latency_s.is_not(None))
-            .order_by(_TRIALS.c.latency_s)
-            .limit(1)
-        )
-        found = self._read(query)
+        found = self.finalists(kernel)
         return found[0] if found else None
+
+    def finalists(self, kernel: str) -> list[Record]:
+        """Return the variants of a tuned kernel that were in the last look, the fastest first."""
+        last = (_TRIALS.c.kernel == kernel, _TRIALS.c.final, _TRIALS.c.latency_s.is_not(None))
+        return self._read(self._mine().where(*last).order_by(_TRIALS.c.latency_s))
 
     def known(self, kernel: str) -> bool:
         """Whether a kernel was ever tried, be it in vain."""

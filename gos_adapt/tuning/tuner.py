@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ ROUNDS = 3
 FINALISTS = 3
 TOGETHER = 8
 """Kernels tuned at a time: what is lost when the process is killed."""
-LOOK, FINAL = Effort(rounds=2, samples=3), Effort(rounds=5, samples=4)
+LOOK, FINAL = Effort(rounds=1, samples=4), Effort(rounds=4, samples=4)
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Tuner:
                 contest.waiting = contest.neighbours(self._cpu)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         for contest in contests:
-            final = self._time(contest, contest.fastest(FINALISTS), FINAL)
+            final = self._time(contest, contest.finalists(), FINAL)
             self.store.put(contest.records(final, date))
             tuning.failed |= {f"{contest.key} {v.to_text()}": m.error for v, m in contest.seen.items() if m.error}
             if not contest.fastest(1) and (nothing := _nothing_measured([m.error for m in contest.seen.values()])):
@@ -182,6 +183,16 @@ class _Contest:
         """Return the fastest variants seen so far."""
         good = [variant for variant, measurement in self.seen.items() if measurement.ok]
         return sorted(good, key=lambda variant: self.seen[variant].best_s)[:count]
+
+    def finalists(self) -> list[Variant]:
+        """Return the fastest variants, first one for each size of all operands: sizes tell in cold caches."""
+        size = {
+            variant: sum(prod(shape) for shape, _ in library.parameters[name])
+            for variant, (library, name) in self.built.items()
+        }
+        fastest = self.fastest(len(self.seen))
+        of_each = [variant for i, variant in enumerate(fastest) if size[variant] not in map(size.get, fastest[:i])]
+        return list(dict.fromkeys([*of_each, *fastest]))[:FINALISTS]
 
     def neighbours(self, cpu: Cpu) -> list[Variant]:
         """Return untried neighbours of the fastest variant, when that is another one than the last time."""

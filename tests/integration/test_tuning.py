@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from device_targets import host
 from device_targets.session import Session
 from gos_adapt.errors import ConfigError, DeviceUnreachableError, Rejection
 from gos_adapt.profiling.in_place import METHOD, ROUNDS, RUNS, SAMPLES, time_in_place
-from gos_adapt.tuning import Record, Store, Tuner, open_store
+from gos_adapt.tuning import Record, Store, Tuner, open_store, settle
 from gos_adapt.workbench import random_inputs
 from tvm_passes import build_pool
 from tvm_passes.build import build, cpu_of, prepare
@@ -284,3 +286,39 @@ def test_builders_that_do_not_end_are_given_up_and_the_next_build_has_new_ones(
         monkeypatch.undo()
         (library,) = pool.build({"a": trial()})
         assert set(library.parameters) == {"a"}
+
+
+def test_finalists_meet_again_inside_the_model(session: Session, store: Store, tmp_path: Path) -> None:
+    fused = prepare(MODEL, session.device, 1)
+    with Tuner(session, store) as tuner:
+        tuner.tune(fused.kernels)
+    told = [
+        replace(record, latency_s=1.0 + place / 100)
+        for kernel in fused.kernels
+        for place, record in enumerate(store.finalists(kernel))
+    ]
+    store.put(told)
+    paths = (tmp_path / f"{i}.so" for i in range(10))
+    settle(fused, fused.kernels, store, session, partial(next, paths))
+    for kernel in fused.kernels:
+        found = store.finalists(kernel)
+        assert {record.variant for record in found} == {record.variant for record in told if record.kernel == kernel}
+        assert len(found) > 1
+        assert all(record.latency_s is not None and 0 < record.latency_s < 0.1 for record in found)
+
+
+def test_a_hopeless_finalist_is_not_asked_again(session: Session, store: Store, tmp_path: Path) -> None:
+    fused = prepare(MODEL, session.device, 1)
+    with Tuner(session, store) as tuner:
+        tuner.tune(fused.kernels)
+    told = [
+        replace(record, latency_s=10.0**place)
+        for kernel in fused.kernels
+        for place, record in enumerate(store.finalists(kernel))
+    ]
+    store.put(told)
+    paths = (tmp_path / f"{i}.so" for i in range(10))
+    settle(fused, fused.kernels, store, session, partial(next, paths))
+    assert [store.finalists(kernel) for kernel in fused.kernels] == [
+        [record for record in told if record.kernel == kernel] for kernel in fused.kernels
+    ]
