@@ -31,6 +31,7 @@ import numpy as np
 import tvm
 from tvm import relax, rpc
 
+from device_targets.local_server import START_THREADS
 from device_targets.needs import check_needs
 from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
 from gos_adapt.quantities import Conditions, Measurement
@@ -236,6 +237,7 @@ class Session:
         try:
             with self.watched("connecting"):
                 self._remote = rpc.connect("127.0.0.1", self._port, self._key)
+                self._remote.get_function(START_THREADS)(self.device.threads)
             self._material.clear()
         except Exception as failure:
             raise self._unreachable("when connecting") from failure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from tvm_passes.schedule_kernels import Choose, guess
 from tvm_passes.schedules import Cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx
@@ -82,6 +84,19 @@ def build(fused: Fused, device: Device, path: Path, choose: Choose = guess, time
     with _as_import_error():
         lowered = schedule(fused, cpu_of(device), choose, timed_repeats=timed_repeats)
     return export(lowered, device, path)
+
+
+def build_several(
+    fused: Fused, device: Device, wanted: Sequence[tuple[Path, Choose]], timed_repeats: int = 0
+) -> list[Built]:
+    """Build one model in several ways, into a library each; see `build`.
+
+    Code is generated in threads, for TVM lets go of Python meanwhile; its passes in Python must run one at a time.
+    """
+    with _as_import_error():
+        lowered = [schedule(fused, cpu_of(device), choose, timed_repeats=timed_repeats) for _, choose in wanted]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda one, to: export(one, device, to[0]), lowered, wanted))
 
 
 def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path, choose: Choose = guess) -> Built:

@@ -8,9 +8,7 @@ kernels (`gos_adapt.profiling.in_place`).
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ import numpy as np
 from device_targets.session import TIMED
 from gos_adapt.model.random_array import random_array
 from gos_adapt.profiling.in_place import RUNS, WARM
-from tvm_passes.build import build
+from tvm_passes.build import build_several
 from tvm_passes.schedules import RULES, Variant
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-ROUNDS = 4
+ROUNDS = 10
 CLOSE = 1.5
 """A finalist this much slower than the best, alone, is not asked again."""
 
@@ -65,8 +63,7 @@ def settle(
         known | {kernel: records[min(turn, len(records) - 1)] for kernel, records in finalists.items()}
         for turn in range(max(map(len, finalists.values()), default=0))
     ]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # TVM lets go of Python while it generates code
-        builds = list(pool.map(lambda turn: build(fused, session.device, new_path(), _chooser(turn), RUNS), turns))
+    builds = build_several(fused, session.device, [(new_path(), _chooser(turn)) for turn in turns], RUNS)
     if not all("main" + TIMED in built.parameters for built in builds):
         return
     libraries = [(session.load(built.path), _inputs(built)) for built in builds]
