@@ -9,8 +9,11 @@ from gos_adapt.errors import Rejection
 from tvm_passes.compat import IRModule, PassContext, PrimFunc, module_pass, relax, structural_hash
 from tvm_passes.kernel_calls import KernelCall, NewCall, rewrite_kernel_calls
 from tvm_passes.schedules import Cpu, Scheduled, Variant, schedule_kernel, variants
+from tvm_passes.schedules.kernel import Fused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tvm_passes.schedules import Storage
 
 Choose = Callable[[str], Variant | Rejection | None]
@@ -65,16 +68,25 @@ class ScheduleKernels:
         chosen = self.choose(kernel_key(call.func, call.constants))
         if isinstance(chosen, Rejection):
             return f"none: {chosen.reason}", Scheduled(call.func)
-        guesses = variants(call.func, self.cpu)
-        if isinstance(guesses, Rejection):
-            return f"none: {guesses.reason}", Scheduled(call.func)
+        if opaque := Fused(call.func).opaque:
+            return f"none: {opaque}", Scheduled(call.func)
         reasons = []
-        for variant in [*([chosen] if chosen else []), *guesses]:
+        for variant in self._in_turn(call, chosen):
+            if isinstance(variant, Rejection):
+                reasons.append(variant.reason)
+                continue
             result = schedule_kernel(call.func, self.cpu, call.constants, variant)
             if isinstance(result, Scheduled):
                 return variant.rule, result
             reasons.append(f"{variant.rule}: {result.reason}")
         return f"none: {'; '.join(dict.fromkeys(reasons))}", Scheduled(call.func)
+
+    def _in_turn(self, call: KernelCall, chosen: Variant | None) -> Iterator[Variant | Rejection]:
+        """Yield the chosen variant, and only if that was not enough, all guesses."""
+        if chosen is not None:
+            yield chosen
+        guesses = variants(call.func, self.cpu)
+        yield from [guesses] if isinstance(guesses, Rejection) else guesses
 
 
 def _stored(constant: Any, storage: Storage) -> Any:
