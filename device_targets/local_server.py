@@ -14,28 +14,15 @@ import socket
 import sys
 from pathlib import Path
 
+from device_targets.threads import start_threads
+
 _PR_SET_PDEATHSIG = 1
-_BIG_CORES = 1  # tvm::runtime::threading::ThreadGroup::AffinityMode::kBig
 START_THREADS = "adapt.start_threads"
 
 
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, however that happens."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def start_threads(count: int) -> None:
-    """Start TVM's worker threads, and keep this thread, which runs kernels with them, off their cores.
-
-    TVM ties worker i to core i and lets the calling thread run anywhere. Where the scheduler puts it beside a worker,
-    both spin on one core, and everything takes twice as long for some ten milliseconds: half of all samples.
-    """
-    import tvm
-
-    tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, count)
-    first, *others = sorted(os.sched_getaffinity(0))
-    if others and count > 1:
-        os.sched_setaffinity(0, {first})
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from device_targets import host
 from device_targets.needs import check_needs
+from device_targets.threads import start_threads
 from gos_adapt.errors import ConfigError, DeviceError, last_line
 from gos_adapt.model.model import Model, TensorSpec
 from tvm_passes.compat import relax, tvm
@@ -109,13 +110,16 @@ class CompiledModel:
         return tuple(value.numpy() for value in result)
 
 
-def load_compiled(path: Path | str) -> CompiledModel:
+def load_compiled(path: Path | str, *, tie_threads: bool = False) -> CompiledModel:
     """Load a compiled model.
 
     Args:
         path: ``model.so``, or the folder that holds it; ``model.json`` must lie beside it, and says how many threads
             TVM may use in this process (unless ``TVM_NUM_THREADS`` is set, or TVM's thread pool runs already). A
             compiled library is code: load only what you trust.
+        tie_threads: Tie each thread to a core, the calling one included, as they are where latencies are measured. Left
+            free, two threads that meet on one core can take twice as long. The calling thread, and what it starts from
+            then on, stays on its core: for a process that does nothing else.
 
     Raises:
         ConfigError: there is no compiled model.
@@ -138,8 +142,11 @@ def load_compiled(path: Path | str) -> CompiledModel:
     check_needs(library, host())
     # Read by TVM when its thread pool starts, with the first parallel kernel. Left alone, TVM would take half of the
     # cores and tie the caller's thread, and every process it starts from then on, to one of them.
-    os.environ.setdefault("TVM_NUM_THREADS", str(max(1, min(interface.threads, os.cpu_count() or 1))))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    threads = max(1, min(interface.threads, os.cpu_count() or 1))
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    os.environ.setdefault("TVM_BIND_THREADS", "1" if tie_threads else "0")
+    if tie_threads:
+        start_threads(threads)
     try:
         machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     except Exception as failure:

@@ -163,11 +163,18 @@ def test_every_setting_and_neighbour_worth_measuring_schedules(name: str, cpu: C
             assert isinstance(schedule_kernel(func, cpu, constants, variant), Scheduled)
 
 
-def test_a_kernel_nobody_measured_stays_with_the_direct_rule() -> None:
-    found = variants(kernel(LAYERS["16 to 16 channels"])[0], AVX2)
+@pytest.mark.parametrize(
+    ("channels", "size", "guess", "tile"),
+    [(16, 32, "winograd", 4), (128, 28, "winograd", 4), (256, 14, "winograd", 2), (512, 7, "tiled reduction", None)],
+)
+def test_a_kernel_nobody_measured_gets_the_largest_tile_whose_weights_stay_in_cache(
+    channels: int, size: int, guess: str, tile: int | None
+) -> None:
+    found = variants(kernel(layer((channels, channels), (size, size), pads=AROUND, kernel_shape=[3, 3]))[0], AVX512)
     assert not isinstance(found, Rejection)
-    assert found[0].rule == "tiled reduction"
-    assert "winograd" in {variant.rule for variant in found}
+    assert found[0].rule == guess
+    assert getattr(found[0].knobs, "tile", None) == tile
+    assert {"winograd", "tiled reduction"} <= {variant.rule for variant in found}
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,10 @@ def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Vari
             settings = _refused(error)
         if isinstance(settings, Rejection):
             reasons.append(f"{rule.name}: {settings.reason}")
-        else:
-            found += [Variant(rule.name, knobs) for knobs in settings]
+            continue
+        mine = [Variant(rule.name, knobs) for knobs in settings]
+        leads = bool(settings) and best is None and rule.leads(Fused(func), settings[0])
+        found = mine + found if leads else found + mine
     return found if found or best else Rejection("; ".join(reasons))
 
 

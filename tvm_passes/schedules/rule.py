@@ -24,12 +24,14 @@ class Rule:
         settings: The settings of the knobs worth measuring on a CPU, the best guess first; given the fastest one
             measured so far, its neighbours. A rejection says why the kernel is not this rule's.
         schedule: Applies the template.
+        leads: Whether its best guess is better than those of all rules before it in the list.
     """
 
     name: str
     knobs: type
     settings: Callable[[Fused, Cpu, Any], Sequence[Any] | Rejection]
     schedule: Callable[[Fused, Cpu, frozenset[int], Any], Scheduled | Rejection]
+    leads: Callable[[Fused, Any], bool] = lambda _kernel, _knobs: False
 
 
 @dataclass(frozen=True)
