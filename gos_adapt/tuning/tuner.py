@@ -226,8 +226,7 @@ def open_store(path: Path, device: Device) -> Store:
     Raises:
         ConfigError: the file cannot be used.
     """
-    target = target_of(device)
-    return Store(path, f"{device.name} {target.attrs['mcpu']} {device.threads} threads", schedules_version())
+    return Store(path, f"{device.name}, {device.threads} threads: {target_of(device)}", schedules_version())
 
 
 @cache
