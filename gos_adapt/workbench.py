@@ -7,12 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from device_targets.session import LOST, Effort, Session, measure
 from gos_adapt.cache_folder import cache_folder
 from gos_adapt.errors import AdaptError
-from gos_adapt.model.random_array import random_array
+from gos_adapt.model.random_array import random_arrays
 from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.profiling.in_place import RUNS, time_in_place
 from gos_adapt.profiling.profile import KernelLatency, Profile, attribute
@@ -142,5 +140,4 @@ class Workbench:
 
 def random_inputs(built: Built, function: str) -> list[Array]:
     """Random inputs for a compiled function."""
-    rng = np.random.default_rng(0)
-    return [random_array(shape, dtype, rng) for shape, dtype in built.parameters[function]]
+    return random_arrays(built.parameters[function])

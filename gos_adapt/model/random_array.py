@@ -19,6 +19,12 @@ def random_array(shape: Sequence[int], dtype: str, rng: np.random.Generator) -> 
     return rng.integers(0, 2, shape).astype(dtype)
 
 
+def random_arrays(parameters: Sequence[tuple[Sequence[int], str]]) -> list[np.ndarray[Any, Any]]:
+    """Return a random array for each (shape, dtype); always the same ones."""
+    rng = np.random.default_rng(0)
+    return [random_array(shape, dtype, rng) for shape, dtype in parameters]
+
+
 def random_samples(model: Model, count: int) -> list[dict[str, np.ndarray[Any, Any]]]:
     """Return `count` random inputs of a model by name, at batch 1; always the same ones."""
     rng = np.random.default_rng(0)

@@ -8,14 +8,13 @@ kernels (`gos_adapt.profiling.in_place`).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from device_targets.session import TIMED
-from gos_adapt.model.random_array import random_array
+from gos_adapt.model.random_array import random_arrays
 from gos_adapt.profiling.in_place import RUNS, WARM
 from tvm_passes.build import build_several
 from tvm_passes.schedules import RULES, Variant
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from device_targets.session import Session
     from gos_adapt.tuning.store import Record, Store
-    from tvm_passes.build import Built
     from tvm_passes.pipeline import Fused
     from tvm_passes.schedule_kernels import Choose
 
@@ -66,16 +64,17 @@ def settle(
     builds = build_several(fused, session.device, [(new_path(), _chooser(turn)) for turn in turns], RUNS)
     if not all("main" + TIMED in built.parameters for built in builds):
         return
-    libraries = [(session.load(built.path), _inputs(built)) for built in builds]
+    libraries = [(session.load(built.path), random_arrays(built.parameters["main"])) for built in builds]
     samples: list[list[Array]] = [[] for _ in libraries]
     for _ in range(ROUNDS):
         for (library, arrays), taken in zip(libraries, samples, strict=True):
             taken.append(np.diff(library.kernel_times("main", arrays), axis=1)[WARM:])
     best = [np.concatenate(taken).min(axis=0) * 1e-9 for taken in samples]
+    keys = np.array(fused.keys)
     store.put(
         replace(record, latency_s=latency_s)
         for kernel, records in finalists.items()
-        for record, latency_s in zip(records, _of_kernel(kernel, fused, best), strict=False)
+        for record, latency_s in zip(records, _mean_s(best, keys == kernel), strict=False)
     )
 
 
@@ -88,19 +87,6 @@ def _chooser(records: Mapping[str, Record]) -> Choose:
     return {kernel: Variant.parse(record.variant, RULES) for kernel, record in records.items()}.get
 
 
-def _inputs(built: Built) -> list[Array]:
-    rng = np.random.default_rng(0)
-    return [random_array(shape, dtype, rng) for shape, dtype in built.parameters["main"]]
-
-
-def _of_kernel(kernel: str, fused: Fused, best: Sequence[Array]) -> list[float]:
-    """Mean latency of a kernel's calls, turn by turn."""
-    places = _places(fused)[kernel]
-    return [max(float(latencies[places].mean()), 1e-9) for latencies in best]
-
-
-def _places(fused: Fused) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, key in enumerate(fused.keys):
-        places[key].append(place)
-    return places
+def _mean_s(best: Sequence[Array], its: Array) -> list[float]:
+    """Mean latency of one kernel's calls (those where `its` is true), turn by turn."""
+    return [max(float(latencies[its].mean()), 1e-9) for latencies in best]
