@@ -362,11 +362,18 @@ def measure(
         if name in errors:
             continue
         try:
+            wanted = effort.samples
             if name not in ready:
                 ready[name] = evaluators[name]()
-                once = min(ready[name](1, 3))
-                numbers[name] = max(1, int(_SAMPLE_S / max(once, 1e-7)))
-            samples[name] += ready[name](numbers[name], effort.samples)
+                first = ready[name](1, min(3, wanted))
+                numbers[name] = max(1, int(_SAMPLE_S / max(min(first), 1e-7)))
+                if (
+                    numbers[name] == 1
+                ):  # what was seen counts already: slow variants are many, and take most of the time
+                    samples[name] += first
+                    wanted -= len(first)
+            if wanted:
+                samples[name] += ready[name](numbers[name], wanted)
         except Exception as failure:  # whatever the code under test does to the device is data
             errors[name] = last_line(failure)
             if not session.alive():

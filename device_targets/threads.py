@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _ONE_CORE_PER_THREAD = -2  # tvm::runtime::threading::ThreadGroup::AffinityMode::kSpecifyOneCorePerThread
+
+
+def cores_for(threads: int) -> list[int]:
+    """Return a core for each of several threads; none where there is one thread, or too few cores: nothing is tied."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    return cores if 1 < threads == len(cores) else []
+
+
+@contextmanager
+def tied(cores: Sequence[int]) -> Iterator[None]:
+    """Keep the calling thread on the first of `cores` for a while, if there is one."""
+    before = os.sched_getaffinity(0)
+    if cores:
+        os.sched_setaffinity(0, cores[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def start_threads(count: int) -> None:
@@ -16,8 +39,7 @@ def start_threads(count: int) -> None:
     """
     import tvm
 
-    cores = sorted(os.sched_getaffinity(0))[:count]
-    if count < 2 or len(cores) < count:
+    if not (cores := cores_for(count)):
         return
     tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, count, [str(core) for core in cores])
     os.sched_setaffinity(0, cores[:1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from device_targets.threads import cores_for, tied
 from gos_adapt.errors import Rejection, last_line
 from gos_adapt.task import open_session
 
@@ -28,24 +30,32 @@ class OnnxRuntime:
     """One ONNX model in ONNX Runtime on the CPU, with fixed inputs bound, ready to be timed.
 
     Inputs and outputs are bound once, so that what is timed is the model and not the conversion of numpy arrays; one
-    Python call remains in each sample (about 2 µs).
+    Python call remains in each sample (about 2 µs). Threads are tied to cores as they are for compiled models, the
+    calling one while it runs: where two of them meet on one core, a sample takes twice as long.
     """
 
     def __init__(self, proto: onnx.ModelProto, threads: int, inputs: dict[str, Array]) -> None:
-        self.session = open_session(proto.SerializeToString(), threads)
+        self._cores = cores_for(threads)
+        self.session = open_session(proto.SerializeToString(), threads, self._cores)
         self._binding = self.session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)
         for output in self.session.get_outputs():
             self._binding.bind_output(output.name)
 
-    def run(self) -> None:
-        """Execute once."""
-        self.session.run_with_iobinding(self._binding)
+    def sample(self, count: int) -> list[float]:
+        """Execute `count` times; return the seconds that each took by the monotonic clock."""
+        latencies = []
+        with tied(self._cores):
+            for _ in range(count):
+                start = time.perf_counter()
+                self.session.run_with_iobinding(self._binding)
+                latencies.append(time.perf_counter() - start)
+        return latencies
 
     def outputs(self) -> list[Array]:
         """Execute once and return the outputs."""
-        self.run()
+        self.session.run_with_iobinding(self._binding)
         outputs: list[Array] = self._binding.copy_outputs_to_cpu()
         return outputs
 

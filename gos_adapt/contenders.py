@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,7 +14,7 @@ from gos_adapt.interleave import Contender
 from gos_adapt.quantities import Conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import onnx
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from device_targets import Device
     from device_targets.session import Session
     from gos_adapt.errors import Rejection
-    from gos_adapt.interleave import Sampler
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +45,7 @@ def compiled(library: Path, inputs: Mapping[str, Array], session: Session) -> Co
 def in_onnx_runtime(proto: onnx.ModelProto, inputs: Mapping[str, Array], device: Device) -> Contender:
     """Open a model in ONNX Runtime in this process, on as many threads as the device has."""
     runtime = OnnxRuntime(proto, device.threads, dict(inputs))
-    return Contender(wall_clock(runtime.run), runtime.outputs, partial(_conditions, device))
+    return Contender(runtime.sample, runtime.outputs, partial(_conditions, device))
 
 
 def absent(why: Rejection, device: Device) -> Contender:
@@ -57,20 +55,6 @@ def absent(why: Rejection, device: Device) -> Contender:
         raise DeviceError(why.reason)
 
     return Contender(refuse, refuse, partial(_conditions, device))
-
-
-def wall_clock(run: Callable[[], object]) -> Sampler:
-    """Sample a call in this process with the monotonic clock."""
-
-    def sample(count: int) -> list[float]:
-        latencies = []
-        for _ in range(count):
-            start = time.perf_counter()
-            run()
-            latencies.append(time.perf_counter() - start)
-        return latencies
-
-    return sample
 
 
 def _conditions(device: Device) -> Conditions:

@@ -18,6 +18,7 @@ from gos_adapt.progress import Silent
 from gos_adapt.quantities import Measurement
 from gos_adapt.tuning import Tuner, open_store, settle
 from tvm_passes.build import build, prepare, prepare_functions
+from tvm_passes.object_files import ObjectFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +47,14 @@ class Workbench:
         self._store = open_store(store or cache_folder() / "tuning.sqlite", self.device)
         self._tuner = Tuner(session, self._store)
         self._folder = TemporaryDirectory(prefix="adapt-")
+        self._objects = ObjectFiles(Path(self._folder.name))
         self._count = 0
 
     def __enter__(self) -> Workbench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._objects.__exit__()
         self._tuner.__exit__()
         self._store.__exit__()
         self._folder.cleanup()
@@ -72,7 +75,7 @@ class Workbench:
         fused = prepare(model.proto, self.device, batch)
         self._tune(fused)
         with self._progress.stage("compile"):
-            return build(fused, self.device, path, self._tuner.choose, timed_repeats)
+            return build(fused, self.device, path, self._tuner.choose, timed_repeats, self._objects)
 
     def profile(self, model: Model, sites: Sequence[Site]) -> Profile:
         """Time the model as a whole and each of its kernels in place, at batch 1, in turns."""
@@ -91,7 +94,7 @@ class Workbench:
         with self._progress.stage("tune kernels", len(waiting)) as advance:
             tuning = self._tuner.tune(waiting, advance)
         with self._progress.stage("compare the best in place"):
-            settle(fused, waiting, self._store, self.session, self._path)
+            settle(fused, waiting, self._store, self.session, self._path, self._objects)
         self._progress.detail(f"{tuning.trials} variants of {len(waiting)} kernels built and timed")
         for trial, reason in tuning.failed.items():
             self._progress.detail(f"failed: {trial}: {reason}")
@@ -110,7 +113,8 @@ class Workbench:
 
     def _measure_functions(self, protos: dict[str, Any]) -> dict[str, Measurement]:
         try:
-            built = build(prepare_functions(protos, self.device, 1), self.device, self._path(), self._tuner.choose)
+            fused = prepare_functions(protos, self.device, 1)
+            built = build(fused, self.device, self._path(), self._tuner.choose, objects=self._objects)
             library = self.session.load(built.path)
         except AdaptError as failure:
             if len(protos) == 1:

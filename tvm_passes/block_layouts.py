@@ -89,26 +89,27 @@ class BlockLayouts:
 
     def _reindex(self, call: KernelCall, blocked: dict[int, int], result: int | None) -> Any:
         schedule = Schedule(call.func)
-        params = list(call.func.params)
-        sizes = blocked if result is None else blocked | {len(params) - 1: result}
-        wanted = {params[i].name: block for i, block in sizes.items()}
-        names = [param.name for param in params]
-        assert all(names.count(name) == 1 for name in wanted), "buffers are told apart by name"
+        sizes = blocked if result is None else blocked | {len(call.func.params) - 1: result}
+
+        def size_of(buffer: Any) -> int:
+            """Block size of a parameter, found by identity: several of one kernel may bear one name."""
+            params = schedule.mod["main"].params
+            return next((sizes.get(i, 1) for i, param in enumerate(params) if param.same_as(buffer)), 1)
+
         if result is not None:
             (*_, last) = blocks_of(schedule)
             if is_reduction(schedule.get(last)):  # a store of its own, while its axes are still those of the reduction
                 schedule.cache_write(last, 0, "global")
         for block in blocks_of(schedule):
             written = schedule.get(block).writes[0].source
-            if result is not None and written.name not in wanted and len(shape_of(written)) == 4:
+            if result is not None and size_of(written) == 1 and len(shape_of(written)) == 4:
                 size = self.cpu.block(shape_of(written)[1])
                 if size > 1:
                     schedule.transform_layout(block, ("write", 0), _index_map(size))
         for block in blocks_of(schedule):
             for kind, regions in (("read", schedule.get(block).reads), ("write", schedule.get(block).writes)):
                 for i, region in enumerate(regions):
-                    size = wanted.get(region.source.name, 1)
-                    if size > 1 and len(shape_of(region.source)) == 4:
+                    if (size := size_of(region.source)) > 1 and len(shape_of(region.source)) == 4:
                         schedule.transform_layout(block, (kind, i), _index_map(size))
         return schedule.mod["main"].with_attrs(dict(call.func.attrs or {}))
 

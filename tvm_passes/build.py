@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gos_adapt.errors import ModelImportError, last_line
@@ -13,13 +13,14 @@ from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, re
 from tvm_passes.cpu_features import excess_features
 from tvm_passes.frontend import import_onnx
 from tvm_passes.link import link
+from tvm_passes.object_files import ObjectFiles
 from tvm_passes.pipeline import Fused, Kernel, Lowered, Parameter, fuse, schedule
 from tvm_passes.schedule_kernels import Choose, guess
 from tvm_passes.schedules import Cpu
+from tvm_passes.subroutines import separate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     import onnx
 
@@ -67,7 +68,14 @@ def prepare_functions(protos: Mapping[str, onnx.ModelProto], device: Device, bat
         return fuse(joiner.builder_.get(), cpu_of(device), blocked_boundary=True)
 
 
-def build(fused: Fused, device: Device, path: Path, choose: Choose = guess, timed_repeats: int = 0) -> Built:
+def build(
+    fused: Fused,
+    device: Device,
+    path: Path,
+    choose: Choose = guess,
+    timed_repeats: int = 0,
+    objects: ObjectFiles | None = None,
+) -> Built:
     """Schedule what was prepared and compile it into the library `path`.
 
     Args:
@@ -76,6 +84,7 @@ def build(fused: Fused, device: Device, path: Path, choose: Choose = guess, time
         path: The library.
         choose: Which variant of which kernel (`gos_adapt.tuning.Tuner.choose`).
         timed_repeats: Above 0: also compile the functions that time their own kernels (`PlanSequence`).
+        objects: Kernels compiled before, and where new ones go; by default, all are compiled and none is kept.
 
     Raises:
         ModelImportError: TVM cannot compile it.
@@ -83,20 +92,7 @@ def build(fused: Fused, device: Device, path: Path, choose: Choose = guess, time
     """
     with _as_import_error():
         lowered = schedule(fused, cpu_of(device), choose, timed_repeats=timed_repeats)
-    return export(lowered, device, path)
-
-
-def build_several(
-    fused: Fused, device: Device, wanted: Sequence[tuple[Path, Choose]], timed_repeats: int = 0
-) -> list[Built]:
-    """Build one model in several ways, into a library each; see `build`.
-
-    Code is generated in threads, for TVM lets go of Python meanwhile; its passes in Python must run one at a time.
-    """
-    with _as_import_error():
-        lowered = [schedule(fused, cpu_of(device), choose, timed_repeats=timed_repeats) for _, choose in wanted]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda one, to: export(one, device, to[0]), lowered, wanted))
+    return export(lowered, device, path, objects)
 
 
 def build_model(proto: onnx.ModelProto, device: Device, batch: int, path: Path, choose: Choose = guess) -> Built:
@@ -144,19 +140,26 @@ def _as_import_error() -> Iterator[None]:
         raise ModelImportError(f"the model could not be compiled: {last_line(failure)}") from failure
 
 
-def export(lowered: Lowered, device: Device, path: Path) -> Built:
-    """Generate code for a module, and link it into the library `path`.
+def export(lowered: Lowered, device: Device, path: Path, objects: ObjectFiles | None = None) -> Built:
+    """Generate code for a module, and link it into the library `path`; see `build`.
 
     Raises:
         ModelImportError: TVM cannot generate code for it.
         ConfigError: there is no linker, or no room.
     """
+    if objects is None:
+        with TemporaryDirectory(prefix="adapt-") as folder, ObjectFiles(Path(folder)) as scratch:
+            return export(lowered, device, path, scratch)
     target = target_of(device)
+    separated = separate(lowered.module)
+    compiling = objects.begin(separated.kernels, target)
     try:
-        executable = relax.build(lowered.module, target, exec_mode="compiled")  # half a microsecond less than bytecode
+        # Compiled, a call takes half a microsecond less than as bytecode.
+        executable = relax.build(separated.module, target, exec_mode="compiled")
+        kernels = [future.result() for future in compiling]
     except Exception as failure:
         raise ModelImportError(f"TVM could not compile the model: {last_line(failure)}") from failure
-    link(executable, target, path)
+    link(executable, target, path, kernels)
     return Built(path, lowered.kernels, lowered.parameters)
 
 

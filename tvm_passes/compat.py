@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 import tvm_ffi
 from tvm import IRModule, relax, tirx
-from tvm.ir import Call, GlobalVar, PointerType, PrimType, TensorLoad, load_json, save_json
+from tvm.ir import Call, GlobalVar, PointerType, PrimType, StringImm, TensorLoad, load_json, save_json
 from tvm.ir.expr import GenericConst as Constant
 from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext, Sequential, module_pass
@@ -27,8 +27,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.support import cc
 from tvm.sym import Analyzer
 from tvm.target import Target
-from tvm.tirx import PrimFunc
+from tvm.tirx import AssertStmt, AttrStmt, DeclBuffer, Evaluate, PrimFunc, SeqStmt, Var
 from tvm.tirx.script import builder as TirBuilder
+from tvm.tirx.stmt import Return
 from tvm_ffi import register_error, structural_hash, structural_map, structural_walk
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "Analyzer",
     "Call",
     "Constant",
+    "Evaluate",
     "GlobalVar",
     "IRBuilder",
     "IRModule",
@@ -57,6 +59,8 @@ __all__ = [
     "Trace",
     "blocks_of",
     "bytes_of",
+    "c_function",
+    "call_c_function",
     "call_kernel",
     "cc",
     "chooses",
@@ -64,14 +68,17 @@ __all__ = [
     "from_onnx",
     "is_reduction",
     "is_select",
+    "kernel_called",
     "load_json",
     "loads_in",
     "map_nodes",
     "module_pass",
     "mutator",
+    "offset_pointer",
     "pass_instrument",
     "reduces",
     "register_error",
+    "register_lowering",
     "relax",
     "save_json",
     "shape_of",
@@ -145,9 +152,9 @@ def loads_in(expression: Any) -> list[Any]:
     return found
 
 
-def map_nodes(expression: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """Return a scalar expression with each node of one kind changed."""
-    return structural_map(expression, (kind, change))
+def map_nodes(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return an expression or a function with each node of one kind changed."""
+    return structural_map(tree, (kind, change))
 
 
 def blocks_of(schedule: Schedule) -> list[SBlockRV]:
@@ -180,3 +187,65 @@ def _tensor(pointer: Any, shape: tuple[int, ...], dtype: str) -> Any:
     )
     fields = [pointer, sizes, 0, len(shape), tirx.const(0, dtype), tirx.const(0, "int64")]
     return tvm.ir.Call(tvm.ir.Op.get("tirx.tvm_stack_make_array"), fields, ret_ty="handle")
+
+
+def offset_pointer(pointer: Any, offset: int, dtype: str) -> Any:
+    """Return a pointer to elements of `dtype` that begin `offset` bytes behind `pointer`."""
+    add = tvm.ir.Op.get("tirx.handle_add_byte_offset")
+    return tvm.ir.Call(add, [pointer, tirx.const(offset, "int64")], ret_ty=PointerType(PrimType(dtype)))
+
+
+def kernel_called(statement: Evaluate) -> tuple[str, list[Any]] | None:
+    """Return name and pointers of a `call_kernel` that was evaluated; `None` for any other statement."""
+    call = statement.value
+    if not isinstance(call, Call) or not call.op.same_as(_CALL_KERNEL):
+        return None
+    name, *tensors = call.args[: 1 + sum(_is_tensor(argument) for argument in call.args)]
+    return name.value, [tensor.args[0] for tensor in tensors]
+
+
+def _is_tensor(argument: Any) -> bool:
+    return isinstance(argument, Call) and argument.op.same_as(_MAKE_TENSOR)
+
+
+_CALL_KERNEL = tvm.ir.Op.get("tirx.tvm_call_cpacked")
+_MAKE_TENSOR = tvm.ir.Op.get("tirx.tvm_stack_make_array")
+
+
+def c_function(function: PrimFunc, symbol: str) -> PrimFunc:
+    """Turn a kernel into ``int symbol(float* ...)``, which returns 0."""
+    pointers = [Var(f"p{i}", PointerType(PrimType(dtype_of(param)))) for i, param in enumerate(function.params)]
+    views = [DeclBuffer(param, data=pointer) for param, pointer in zip(function.params, pointers, strict=True)]
+    body = SeqStmt([*views, function.body, Return(tirx.const(0, "int32"))])
+    return PrimFunc(pointers, body, PrimType("int32"), function.attrs).with_attrs({
+        "global_symbol": symbol,
+        "calling_conv": 1,  # tvm::CallingConv::kCPackedFunc: TVM takes it as done and changes no signature
+    })  # fmt: skip
+
+
+def call_c_function(symbol: str, pointers: Sequence[Any]) -> AssertStmt:
+    """Call what `c_function` made; fail where that fails."""
+    call = TirBuilder.call_extern("int32", symbol, *pointers)
+    return AssertStmt(call == 0, StringImm("RuntimeError"), [StringImm(f"{symbol} failed")])
+
+
+@module_pass(opt_level=0, name="NameDevice")  # type: ignore[untyped-decorator]
+def name_device(module: IRModule, _context: PassContext) -> IRModule:
+    """Say of each function on which device it allocates memory, as TVM's own calling convention does."""
+    named = IRModule({}, attrs=module.attrs)
+    for variable, function in module.functions_items():
+        body = function.body
+        for key, value in (("device_id", 0), ("device_type", tvm.cpu().dlpack_device_type())):
+            body = AttrStmt(tvm.runtime.convert("default"), key, tirx.const(value, "int32"), body)
+        named[variable] = function.with_body(body)
+    return named
+
+
+def register_lowering(name: str) -> None:
+    """Register under a name TVM's own passes from scheduled kernels to what code is generated of, and `name_device`."""
+
+    def lowering() -> tuple[Any, Callable[[], Any], Callable[[], Any]]:
+        passes, finish_host, finish_device = tvm.tirx.get_tir_pipeline("default")
+        return Sequential([passes, name_device]), finish_host, finish_device
+
+    tvm.tirx.register_tir_pipeline(name, lowering)

@@ -30,8 +30,14 @@ _GLIBC = "2.28"
 """The oldest C library that TVM's wheels run with (manylinux_2_28): what they load need not ask for a newer one."""
 
 
-def link(executable: Any, target: Target, path: Path) -> None:
+def link(executable: Any, target: Target, path: Path, objects: Sequence[Path] = ()) -> None:
     """Link what `tvm.compile` made for `target` into the library `path`, which appears when it is complete.
+
+    Args:
+        executable: With everything it imports.
+        target: Whose linker to take.
+        path: The library.
+        objects: Object files that belong to it.
 
     Raises:
         ConfigError: there is no linker for the target's architecture, or it fails.
@@ -49,7 +55,7 @@ def link(executable: Any, target: Target, path: Path) -> None:
                 raise RuntimeError(result.stdout)
 
         try:
-            executable.export_library(str(linked), fcompile=run)
+            executable.export_library(str(linked), fcompile=run, addons=[str(file) for file in objects])
         except OSError:
             raise
         except Exception as failure:  # whatever TVM or the linker says

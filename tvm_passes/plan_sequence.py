@@ -1,14 +1,18 @@
 """Run all kernels of a function as one compiled function: calls in order, memory planned when it is compiled.
 
 The virtual machine allocates each intermediate tensor and interprets each call, at half a microsecond a kernel. Here
-the kernels are called directly, at some ten nanoseconds each, and tensors that never live at the same time share a slot
-of memory.
+the kernels are called directly, and tensors that never live at the same time share a slot of memory. All slots are one
+allocation and all constants are one tensor, for TVM checks each tensor that a function takes, at ten nanoseconds and
+20 ms of compilation.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from device_targets.session import TIMED
 from tvm_passes.compat import (
@@ -22,17 +26,22 @@ from tvm_passes.compat import (
     call_kernel,
     dtype_of,
     module_pass,
+    offset_pointer,
     relax,
     shape_of,
 )
 from tvm_passes.kernel_calls import is_kernel_call, kernel_calls, relax_functions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+Array = np.ndarray[Any, Any]
 
 _CLOCK_MONOTONIC = 1
 _HEAP_BYTES = 2048
 """TVM puts small allocations (1024 bytes) on the stack and does not align them as kernels expect of tensors."""
+_ALIGNMENT = 64
+"""Bytes, of every tensor: what TVM promises kernels."""
 
 
 @module_pass(opt_level=0, name="PlanSequence")
@@ -80,14 +89,22 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
+class _Memory:
+    """One piece of memory that holds several tensors: how large it is, and where each of them begins."""
+
+    bytes: int
+    offsets: Mapping[_Tensor, int]
+
+
+@dataclass(frozen=True)
 class _Plan:
-    """One function: kernels in order with all their operands, and in which slot of memory each intermediate lives."""
+    """One function: kernels in order with all their operands, and where each constant and each intermediate lies."""
 
     function: Any
     calls: Sequence[tuple[str, Sequence[_Tensor]]]
-    constants: Sequence[_Tensor]
+    constants: _Memory
+    intermediates: _Memory
     outputs: Sequence[_Tensor]
-    slots: _Slots
 
 
 @dataclass
@@ -113,6 +130,11 @@ class _Slots:
     def release(self, tensor: _Tensor) -> None:
         """Let others have the slot of `tensor`."""
         self._free.append(self.of[tensor])
+
+    def memory(self) -> _Memory:
+        """Put all slots beside each other."""
+        starts = list(itertools.accumulate((_aligned(size) for size in self.bytes), initial=0))
+        return _Memory(starts[-1], {tensor: starts[slot] for tensor, slot in self.of.items()})
 
 
 def _plan(name: str, function: Any, module: IRModule) -> _Plan | None:
@@ -149,7 +171,7 @@ def _plan(name: str, function: Any, module: IRModule) -> _Plan | None:
     if not outputs or len(set(outputs)) != len(outputs) or not computed.issuperset(outputs):
         return None
     constants = dict.fromkeys(t for _, used in calls for t in used if isinstance(t.value, Constant))
-    return _Plan(function, calls, list(constants), outputs, _slots(calls, computed - set(outputs)))
+    return _Plan(function, calls, _side_by_side(constants), _reused(calls, computed - set(outputs)), outputs)
 
 
 def _tensors(value: Any) -> tuple[_Tensor, ...]:
@@ -158,7 +180,18 @@ def _tensors(value: Any) -> tuple[_Tensor, ...]:
     return (_Tensor(value, value.ty),)
 
 
-def _slots(calls: Sequence[tuple[str, Sequence[_Tensor]]], intermediate: set[_Tensor]) -> _Slots:
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _side_by_side(tensors: Iterable[_Tensor]) -> _Memory:
+    slots = _Slots()
+    for tensor in tensors:
+        slots.take(tensor)
+    return slots.memory()
+
+
+def _reused(calls: Sequence[tuple[str, Sequence[_Tensor]]], intermediate: set[_Tensor]) -> _Memory:
     last = {tensor: i for i, (_, used) in enumerate(calls) for tensor in used}
     slots = _Slots()
     for i, (_, used) in enumerate(calls):
@@ -169,7 +202,7 @@ def _slots(calls: Sequence[tuple[str, Sequence[_Tensor]]], intermediate: set[_Te
         for tensor in mine:
             if last[tensor] == i:
                 slots.release(tensor)
-    return slots
+    return slots.memory()
 
 
 def _add(module: IRModule, name: str, plan: _Plan, repeats: int) -> None:
@@ -177,17 +210,25 @@ def _add(module: IRModule, name: str, plan: _Plan, repeats: int) -> None:
     sequence = _sequence(plan, f"{name}_sequence", repeats)
     builder = relax.BlockBuilder(module)
     params = [relax.Var(param.name, param.ty) for param in plan.function.params]
+    constants = [relax.const(_contents(plan.constants), "uint8")] if plan.constants.bytes else []
     types = [output.type for output in plan.outputs]
     if repeats:
         types.append(relax.TensorType((repeats, len(plan.calls) + 1), "int64"))
     with builder.function(name, params, attrs=dict(plan.function.attrs or {}) | {"global_symbol": name}):
         variable = builder.add_func(sequence, f"{name}_sequence")
         with builder.dataflow():
-            constants = [constant.value for constant in plan.constants]
             call = relax.call_tir(variable, [*params, *constants], types if len(types) > 1 else types[0])
             result = builder.emit_output(call)
         builder.emit_func_output(result)
     module.update(builder.get())
+
+
+def _contents(constants: _Memory) -> Array:
+    contents = np.zeros(constants.bytes, np.uint8)
+    for tensor, start in constants.offsets.items():
+        data = np.ascontiguousarray(tensor.value.value.numpy()).reshape(-1).view(np.uint8)
+        contents[start : start + data.size] = data
+    return contents
 
 
 def _sequence(plan: _Plan, name: str, repeats: int) -> PrimFunc:
@@ -195,19 +236,30 @@ def _sequence(plan: _Plan, name: str, repeats: int) -> PrimFunc:
     with IRBuilder() as builder:
         with TirBuilder.prim_func():
             TirBuilder.func_name(name)
-            # Its buffers do not overlap, nor do a kernel's. TVM generates code for a whole module by what its last
-            # function says; without this, kernels would load every operand again after each store.
+            # TVM generates code for a whole module by what its last function says of aliases; without this, kernels in
+            # the same module would load every operand again after each store.
             TirBuilder.func_attr({"global_symbol": name, "tirx.noalias": True})
-            pointers = {}
-            params = [tensor for param in plan.function.params for tensor in _tensors(param)]
-            for i, tensor in enumerate([*params, *plan.constants, *plan.outputs]):
-                buffer = TirBuilder.Buffer(shape_of(tensor.type), dtype_of(tensor.type))
-                pointers[tensor] = TirBuilder.arg(f"p{i}", buffer).data
+
+            def parameter(of: str, shape: Sequence[int], dtype: str) -> Any:
+                return TirBuilder.arg(of, TirBuilder.Buffer(shape, dtype))
+
+            def place(memory: _Memory, pointer: Any) -> None:
+                for tensor, start in memory.offsets.items():
+                    pointers[tensor] = offset_pointer(pointer, start, dtype_of(tensor.type))
+
+            pointers: dict[_Tensor, Any] = {}
+            inputs = [tensor for param in plan.function.params for tensor in _tensors(param)]
+            for i, tensor in enumerate(inputs):
+                pointers[tensor] = parameter(f"input{i}", shape_of(tensor.type), dtype_of(tensor.type)).data
+            if plan.constants.bytes:
+                place(plan.constants, parameter("constants", (plan.constants.bytes,), "uint8").data)
+            for i, tensor in enumerate(plan.outputs):
+                pointers[tensor] = parameter(f"output{i}", shape_of(tensor.type), dtype_of(tensor.type)).data
             if repeats:
-                stamps = TirBuilder.arg("stamps", TirBuilder.Buffer((repeats, len(plan.calls) + 1), "int64"))
+                stamps = parameter("stamps", (repeats, len(plan.calls) + 1), "int64")
                 now = TirBuilder.alloc_buffer((2,), "int64")
-            slots = [TirBuilder.alloc_buffer((max(size, _HEAP_BYTES),), "uint8") for size in plan.slots.bytes]
-            pointers |= {tensor: slots[slot].data for tensor, slot in plan.slots.of.items()}
+            if size := plan.intermediates.bytes:
+                place(plan.intermediates, TirBuilder.alloc_buffer((max(size, _HEAP_BYTES),), "uint8").data)
 
             def stamp(turn: Any, kernel: int) -> None:
                 TirBuilder.evaluate(TirBuilder.call_extern("int32", "clock_gettime", _CLOCK_MONOTONIC, now.data))

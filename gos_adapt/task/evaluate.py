@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from gos_adapt.task.metrics import Metric
@@ -69,10 +69,19 @@ def evaluate_onnx(
     return evaluate(predict, split, metric, batch=fixed or batch)
 
 
-def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSession:
-    """Return an inference session on the CPU, on `threads` threads, with all graph optimisations."""
+def open_session(model: bytes | Path, threads: int, cores: Sequence[int] = ()) -> onnxruntime.InferenceSession:
+    """Return an inference session on the CPU with all graph optimisations.
+
+    Args:
+        model: Its bytes, or its file.
+        threads: The calling thread and those that ONNX Runtime starts.
+        cores: Where given, one for each thread: those that ONNX Runtime starts are tied to all but the first.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if cores:
+        affinities = ";".join(str(core + 1) for core in cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

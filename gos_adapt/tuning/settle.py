@@ -16,7 +16,7 @@ import numpy as np
 from device_targets.session import TIMED
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.profiling.in_place import RUNS, WARM
-from tvm_passes.build import build_several
+from tvm_passes.build import build
 from tvm_passes.schedules import RULES, Variant
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from device_targets.session import Session
     from gos_adapt.tuning.store import Record, Store
+    from tvm_passes.object_files import ObjectFiles
     from tvm_passes.pipeline import Fused
     from tvm_passes.schedule_kernels import Choose
 
@@ -41,6 +42,7 @@ def settle(
     store: Store,
     session: Session,
     new_path: Callable[[], Path],
+    objects: ObjectFiles,
 ) -> None:
     """Time the finalists of newly tuned kernels in place, and let the store prefer the fastest there.
 
@@ -50,6 +52,7 @@ def settle(
         store: Knows the finalists, and gets their latencies in place.
         session: With the device.
         new_path: Gives a path for each library.
+        objects: Where compiled kernels are kept.
 
     Raises:
         DeviceError: the model does not run.
@@ -61,7 +64,7 @@ def settle(
         known | {kernel: records[min(turn, len(records) - 1)] for kernel, records in finalists.items()}
         for turn in range(max(map(len, finalists.values()), default=0))
     ]
-    builds = build_several(fused, session.device, [(new_path(), _chooser(turn)) for turn in turns], RUNS)
+    builds = [build(fused, session.device, new_path(), _chooser(turn), RUNS, objects) for turn in turns]
     if not all("main" + TIMED in built.parameters for built in builds):
         return
     libraries = [(session.load(built.path), random_arrays(built.parameters["main"])) for built in builds]

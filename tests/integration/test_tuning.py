@@ -21,6 +21,7 @@ from tvm_passes import build_pool
 from tvm_passes.build import build, cpu_of, prepare
 from tvm_passes.build_pool import BuildPool, Trial
 from tvm_passes.compat import PrimFunc, T
+from tvm_passes.object_files import ObjectFiles
 from tvm_passes.schedules import RULES, Variant, variants
 from tvm_passes.schedules.metaschedule import DRAWS
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvm_passes.pipeline import Fused
+
 
 pytestmark = pytest.mark.rpc
 
@@ -299,7 +301,8 @@ def test_finalists_meet_again_inside_the_model(session: Session, store: Store, t
     ]
     store.put(told)
     paths = (tmp_path / f"{i}.so" for i in range(10))
-    settle(fused, fused.kernels, store, session, partial(next, paths))
+    with ObjectFiles(tmp_path) as objects:
+        settle(fused, fused.kernels, store, session, partial(next, paths), objects)
     for kernel in fused.kernels:
         found = store.finalists(kernel)
         assert {record.variant for record in found} == {record.variant for record in told if record.kernel == kernel}
@@ -318,7 +321,8 @@ def test_a_hopeless_finalist_is_not_asked_again(session: Session, store: Store, 
     ]
     store.put(told)
     paths = (tmp_path / f"{i}.so" for i in range(10))
-    settle(fused, fused.kernels, store, session, partial(next, paths))
+    with ObjectFiles(tmp_path) as objects:
+        settle(fused, fused.kernels, store, session, partial(next, paths), objects)
     assert [store.finalists(kernel) for kernel in fused.kernels] == [
         [record for record in told if record.kernel == kernel] for kernel in fused.kernels
     ]

@@ -154,12 +154,14 @@ def test_no_two_tensors_that_live_at_once_share_a_slot(skips: list[tuple[int, in
     plan = _plan("main", module["main"], module)
     assert plan is not None
     assert [kernel for kernel, _ in plan.calls] == [call.kernel for call in kernel_calls(module)]
-    placed = plan.slots.of
-    lives = {tensor: [i for i, (_, used) in enumerate(plan.calls) if tensor in used] for tensor in placed}
-    assert all(bytes_of(tensor.type) <= plan.slots.bytes[slot] for tensor, slot in placed.items())
-    for one in placed:
-        for other in placed:
-            if one != other and placed[one] == placed[other]:
+    memory = plan.intermediates
+    begin, end = memory.offsets, {tensor: at + bytes_of(tensor.type) for tensor, at in memory.offsets.items()}
+    assert max(end.values()) <= memory.bytes
+    assert all(at % 64 == 0 for at in begin.values())
+    lives = {tensor: [i for i, (_, used) in enumerate(plan.calls) if tensor in used] for tensor in begin}
+    for one in begin:
+        for other in begin:
+            if one != other and begin[one] < end[other] and begin[other] < end[one]:
                 assert lives[one][-1] < lives[other][0] or lives[other][-1] < lives[one][0]
     check(proto)
 
@@ -168,8 +170,8 @@ def test_tensors_of_a_chain_share_memory() -> None:
     module = ScheduleKernels(AVX2)(fuse(import_onnx(chain([(16, 0, False)] * 6), 1), AVX2).module)
     plan = _plan("main", module["main"], module)
     assert plan is not None
-    separately = sum(bytes_of(tensor.type) for tensor in plan.slots.of)
-    assert sum(plan.slots.bytes) <= separately / 2
+    separately = sum(bytes_of(tensor.type) for tensor in plan.intermediates.offsets)
+    assert plan.intermediates.bytes <= separately / 2
 
 
 def returning_its_input() -> onnx.ModelProto:
