@@ -301,6 +301,22 @@ class Library:
         outputs = outputs if isinstance(outputs, Sequence) else [outputs]
         return tuple(output.numpy() for output in outputs)
 
+    def run_kernel(self, kernel: str, parameters: Sequence[Array]) -> tuple[Array, ...]:
+        """Run one kernel once; return its parameters as they are afterwards, results among them.
+
+        Raises:
+            DeviceError: it fails on the device.
+        """
+        try:
+            with self.session.watched(kernel):
+                tensors = [self._tensor(array) for array in parameters]
+                self._module[kernel](*tensors)
+                return tuple(tensor.numpy() for tensor in tensors)
+        except Exception as failure:
+            raise DeviceError(
+                f"running {kernel!r} on {self.session.device.name} failed: {last_line(failure)}"
+            ) from failure
+
     def kernel_times(self, function: str, inputs: Sequence[Array]) -> Array:
         """Run the sister of `function` that reads the clock between kernels (`tvm_passes.plan_sequence`).
 

@@ -42,13 +42,13 @@ class Trial:
         kernel: Its key.
         func: Unscheduled.
         constants: Positions of its constant parameters.
-        variant: How to schedule it.
+        variant: How to schedule it; `None` to leave it as it is.
     """
 
     kernel: str
     func: PrimFunc
     constants: frozenset[int]
-    variant: Variant
+    variant: Variant | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class BuildPool:
                 name: {
                     "kernel": trial.kernel,
                     "constants": sorted(trial.constants),
-                    "variant": trial.variant.to_text(),
+                    "variant": trial.variant and trial.variant.to_text(),
                 }
                 for name, trial in trials.items()
             },

@@ -70,8 +70,10 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule(func: PrimFunc, cpu: Cpu, trial: dict[str, Any]) -> Scheduled | Rejection:
-    from tvm_passes.schedules import RULES, Variant, schedule_kernel
+    from tvm_passes.schedules import RULES, Scheduled, Variant, schedule_kernel
 
+    if trial["variant"] is None:
+        return Scheduled(func)
     try:
         variant = Variant.parse(trial["variant"], RULES)
         return schedule_kernel(func, cpu, frozenset(trial["constants"]), variant)

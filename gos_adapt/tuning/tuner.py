@@ -2,13 +2,15 @@
 
 In rounds, for a few kernels at a time: build all variants of all of them in processes of their own, then time them with
 nothing else running, the variants of a kernel in turns. The first round tries register tiles, the next ones the
-neighbours of the fastest, one knob at a time, until none is faster. The best few meet again in a longer, final look.
-What fails to build or crashes the device is recorded with its reason and costs only itself.
+neighbours of the fastest, one knob at a time, until none is faster. The best few, if they compute what the unscheduled
+kernel computes, meet again in a longer, final look. What fails to build, crashes the device or computes something else
+is recorded with its reason and costs only itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,17 +18,20 @@ from functools import cache, partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import tvm_passes.schedules
 from device_targets.session import LOST, Effort, Evaluator, Library, Session, measure
-from gos_adapt.errors import Rejection
+from gos_adapt.errors import DeviceError, Rejection
+from gos_adapt.model.random_array import random_arrays
 from gos_adapt.quantities import Measurement
 from gos_adapt.tuning.store import Record, Store
 from tvm_passes.build import cpu_of, target_of
 from tvm_passes.build_pool import BuildPool, Trial, TrialLibrary
-from tvm_passes.compat import PrimFunc, tvm
-from tvm_passes.schedules import RULES, Variant, variants
+from tvm_passes.compat import PrimFunc, dtype_of, shape_of, tvm
+from tvm_passes.schedules import RULES, Variant, schedule_kernel, variants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +41,16 @@ if TYPE_CHECKING:
 
     Kernels = Mapping[str, tuple[PrimFunc, frozenset[int]]]
 
+Array = np.ndarray[Any, Any]
+
 ROUNDS = 3
 """Register tiles, neighbours of the fastest, and theirs."""
 FINALISTS = 3
 TOGETHER = 8
 """Kernels tuned at a time: what is lost when the process is killed."""
 LOOK, FINAL = Effort(rounds=1, samples=4), Effort(rounds=4, samples=4)
+TOLERANCE = 1e-3
+"""Of a result, relative to its scale. Winograd's tiles of four by four deviate by 1e-5; a wrong schedule, by all."""
 
 
 @dataclass
@@ -67,6 +76,7 @@ class Tuner:
         self._folder = TemporaryDirectory(prefix="adapt-tune-")
         self._pool = BuildPool(session.device, Path(self._folder.name))
         self._cpu = cpu_of(session.device)
+        self._numbers = itertools.count(1)
         self._loaded: dict[Path, tuple[object, Library]] = {}
 
     def __enter__(self) -> Tuner:
@@ -121,7 +131,7 @@ class Tuner:
                 contest.waiting = contest.neighbours(self._cpu)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         for contest in contests:
-            final = self._time(contest, contest.finalists(), FINAL)
+            final = self._time(contest, self._finalists(contest), FINAL)
             self.store.put(contest.records(final, date))
             tuning.failed |= {f"{contest.key} {v.to_text()}": m.error for v, m in contest.seen.items() if m.error}
             if not contest.fastest(1) and (nothing := _nothing_measured([m.error for m in contest.seen.values()])):
@@ -129,11 +139,10 @@ class Tuner:
 
     def _build(self, contests: Sequence[_Contest], tuning: Tuning) -> None:
         """Build what waits in the contests; what cannot be built is seen as failed."""
-        homes = {
-            f"trial_{tuning.trials + i}": (contest, variant)
-            for i, (contest, variant) in enumerate((c, variant) for c in contests for variant in c.waiting)
-        }
-        tuning.trials += len(homes)
+        waiting = [(contest, variant) for contest in contests for variant in contest.waiting]
+        tuning.trials += len(waiting)
+        unscheduled = [(contest, None) for contest in contests if None not in contest.built]
+        homes = {f"trial_{next(self._numbers)}": home for home in [*unscheduled, *waiting]}
         trials = {name: Trial(c.key, c.func, c.constants, variant) for name, (c, variant) in homes.items()}
         for library in self._pool.build(trials):
             for name in library.parameters:
@@ -141,8 +150,39 @@ class Tuner:
                 contest.built[variant] = (library, name)
             for name, reason in library.refused.items():
                 contest, variant = homes[name]
-                contest.seen[variant] = Measurement((), self.session.conditions(), reason)
-                contest.waiting.remove(variant)
+                if variant is not None:
+                    contest.seen[variant] = Measurement((), self.session.conditions(), reason)
+                    contest.waiting.remove(variant)
+
+    def _finalists(self, contest: _Contest) -> list[Variant]:
+        """Return the finalists of a contest once all of them are right; what is wrong is seen as failed."""
+        arrays = random_arrays(contest.parameters)
+        wanted = None
+        right: set[Variant] = set()
+        while unchecked := [variant for variant in contest.finalists() if variant not in right]:
+            wanted = wanted or self._results(contest, None, arrays)
+            for variant in unchecked:
+                reason = _difference(self._results(contest, variant, arrays), wanted)
+                if reason is None:
+                    right.add(variant)
+                else:
+                    contest.seen[variant] = Measurement((), self.session.conditions(), reason)
+        return contest.finalists()
+
+    def _results(
+        self, contest: _Contest, variant: Variant | None, arrays: Sequence[Array]
+    ) -> tuple[Array, ...] | Rejection:
+        """Run a kernel once; return its parameters afterwards but for the constants, or why it did not run."""
+        if variant not in contest.built:
+            return Rejection("the unscheduled kernel could not be built, so there is nothing to compare with")
+        library, name = contest.built[variant]
+        stored = contest.stored(variant, arrays, self._cpu)
+        try:
+            results = self._load(library).run_kernel(name, stored)
+        except DeviceError as failure:
+            self.session.ensure_alive()
+            return Rejection(str(failure))
+        return tuple(result for i, result in enumerate(results) if i not in contest.constants)
 
     def _time(self, contest: _Contest, who: Sequence[Variant], effort: Effort) -> dict[Variant, Measurement]:
         """Time variants of one kernel in turns; what another one's crash took with it is timed again without that."""
@@ -157,10 +197,13 @@ class Tuner:
         return found
 
     def _evaluator(self, library: TrialLibrary, name: str) -> Evaluator:
+        return self._load(library).kernel_evaluator(name, library.parameters[name])
+
+    def _load(self, library: TrialLibrary) -> Library:
         self.session.ensure_alive()
         if self._loaded.get(library.path, (None, None))[0] is not self.session.connection:
             self._loaded[library.path] = self.session.connection, self.session.load(library.path)
-        return self._loaded[library.path][1].kernel_evaluator(name, library.parameters[name])
+        return self._loaded[library.path][1]
 
 
 class _Contest:
@@ -168,9 +211,20 @@ class _Contest:
 
     def __init__(self, key: str, func: PrimFunc, constants: frozenset[int], waiting: list[Variant]) -> None:
         self.key, self.func, self.constants, self.waiting = key, func, constants, waiting
-        self.built: dict[Variant, tuple[TrialLibrary, str]] = {}
+        self.built: dict[Variant | None, tuple[TrialLibrary, str]] = {}  # `None`: unscheduled
         self.seen: dict[Variant, Measurement] = {}
         self._asked: Variant | None = None
+
+    @property
+    def parameters(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each, before any variant stores constants in its own way."""
+        return [(shape_of(param), dtype_of(param)) for param in self.func.params]
+
+    def stored(self, variant: Variant | None, arrays: Sequence[Array], cpu: Cpu) -> list[Array]:
+        """Return what a variant is to be given for `arrays`: constants in the order it wants them."""
+        scheduled = Rejection("") if variant is None else schedule_kernel(self.func, cpu, self.constants, variant)
+        storage = {} if isinstance(scheduled, Rejection) else scheduled.constants
+        return [storage[i].apply(array) if i in storage else array for i, array in enumerate(arrays)]
 
     def note(self, measured: Mapping[Variant, Measurement]) -> None:
         """Remember the better of two looks at a variant."""
@@ -186,13 +240,14 @@ class _Contest:
 
     def finalists(self) -> list[Variant]:
         """Return the fastest variants, first one for each size of all operands: sizes tell in cold caches."""
-        size = {
-            variant: sum(prod(shape) for shape, _ in library.parameters[name])
-            for variant, (library, name) in self.built.items()
-        }
         fastest = self.fastest(len(self.seen))
+        size = {variant: self._size(*self.built[variant]) for variant in fastest}
         of_each = [variant for i, variant in enumerate(fastest) if size[variant] not in map(size.get, fastest[:i])]
         return list(dict.fromkeys([*of_each, *fastest]))[:FINALISTS]
+
+    @staticmethod
+    def _size(library: TrialLibrary, name: str) -> int:
+        return sum(prod(shape) for shape, _ in library.parameters[name])
 
     def neighbours(self, cpu: Cpu) -> list[Variant]:
         """Return untried neighbours of the fastest variant, when that is another one than the last time."""
@@ -210,6 +265,19 @@ class _Contest:
             Record(self.key, variant.to_text(), m.best_s if m.ok else None, m.error, variant in final and m.ok, date)
             for variant, m in last.items()
         ]
+
+
+def _difference(found: tuple[Array, ...] | Rejection, wanted: tuple[Array, ...] | Rejection) -> str | None:
+    """Say how results differ, or why there are none."""
+    if isinstance(wanted, Rejection):
+        return wanted.reason
+    if isinstance(found, Rejection):
+        return found.reason
+    for mine, right in zip(found, wanted, strict=True):
+        scale = np.abs(right, where=np.isfinite(right), out=np.zeros_like(right)).max(initial=0.0)
+        if not np.allclose(mine, right, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True):
+            return "computes something else than the unscheduled kernel"
+    return None
 
 
 def _nothing_measured(errors: Sequence[str | None]) -> Rejection | None:
