@@ -213,11 +213,10 @@ _MAKE_TENSOR = tvm.ir.Op.get("tirx.tvm_stack_make_array")
 
 
 def c_function(function: PrimFunc, symbol: str) -> PrimFunc:
-    """Turn a kernel into ``int symbol(float* ...)``, which returns 0."""
+    """Turn a kernel into ``int symbol(float* ...)``, which returns 0; to be compiled after `register_lowering`."""
     pointers = [Var(f"p{i}", PointerType(PrimType(dtype_of(param)))) for i, param in enumerate(function.params)]
     views = [DeclBuffer(param, data=pointer) for param, pointer in zip(function.params, pointers, strict=True)]
-    body = SeqStmt([*views, function.body, Return(tirx.const(0, "int32"))])
-    return PrimFunc(pointers, body, PrimType("int32"), function.attrs).with_attrs({
+    return PrimFunc(pointers, SeqStmt([*views, function.body]), PrimType("int32"), function.attrs).with_attrs({
         "global_symbol": symbol,
         "calling_conv": 1,  # tvm::CallingConv::kCPackedFunc: TVM takes it as done and changes no signature
     })  # fmt: skip
@@ -229,23 +228,23 @@ def call_c_function(symbol: str, pointers: Sequence[Any]) -> AssertStmt:
     return AssertStmt(call == 0, StringImm("RuntimeError"), [StringImm(f"{symbol} failed")])
 
 
-@module_pass(opt_level=0, name="NameDevice")  # type: ignore[untyped-decorator]
-def name_device(module: IRModule, _context: PassContext) -> IRModule:
-    """Say of each function on which device it allocates memory, as TVM's own calling convention does."""
-    named = IRModule({}, attrs=module.attrs)
+@module_pass(opt_level=0, name="FinishCFunctions")  # type: ignore[untyped-decorator]
+def _finish_c_functions(module: IRModule, _context: PassContext) -> IRModule:
+    """Say of each function on which device it allocates memory, and let it return 0 once all of that is free again."""
+    finished = IRModule({}, attrs=module.attrs)
     for variable, function in module.functions_items():
         body = function.body
         for key, value in (("device_id", 0), ("device_type", tvm.cpu().dlpack_device_type())):
             body = AttrStmt(tvm.runtime.convert("default"), key, tirx.const(value, "int32"), body)
-        named[variable] = function.with_body(body)
-    return named
+        finished[variable] = function.with_body(SeqStmt([body, Return(tirx.const(0, "int32"))]))
+    return finished
 
 
 def register_lowering(name: str) -> None:
-    """Register under a name TVM's own passes from scheduled kernels to what code is generated of, and `name_device`."""
+    """Register under a name TVM's own passes from kernels to what code is generated of, and what C functions need."""
 
     def lowering() -> tuple[Any, Callable[[], Any], Callable[[], Any]]:
         passes, finish_host, finish_device = tvm.tirx.get_tir_pipeline("default")
-        return Sequential([passes, name_device]), finish_host, finish_device
+        return Sequential([passes, _finish_c_functions]), finish_host, finish_device
 
     tvm.tirx.register_tir_pipeline(name, lowering)

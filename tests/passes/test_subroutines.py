@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from compiling import Array, expected, graph, lowered, outputs_of, random
 from onnx import helper
@@ -65,6 +66,18 @@ def test_kernels_that_need_memory_of_their_own_get_it(tmp_path: Path) -> None:
     proto = layers(8, 16, softmax=True)  # row sums and exponentials: 64 KiB, which TVM allocates on the heap
     with ObjectFiles(tmp_path) as objects:
         check(proto, lowered(proto, CPU), objects, tmp_path / "m.so")
+
+
+def test_memory_that_kernels_took_is_given_back(tmp_path: Path) -> None:
+    build_model(layers(8, 16, softmax=True), host(), 1, tmp_path / "m.so")
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "m.so")), tvm.cpu())
+    array = tvm.runtime.tensor(random(1, 8, 16, 16))
+    for _ in range(20):
+        machine["main"](array)
+    before = psutil.Process().memory_info().rss
+    for _ in range(1000):  # at 16 KiB for the exponentials alone
+        machine["main"](array)
+    assert psutil.Process().memory_info().rss - before < 4 * 2**20
 
 
 def test_equal_kernels_of_two_models_are_compiled_once(tmp_path: Path) -> None:
