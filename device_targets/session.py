@@ -301,8 +301,8 @@ class Library:
         outputs = outputs if isinstance(outputs, Sequence) else [outputs]
         return tuple(output.numpy() for output in outputs)
 
-    def run_kernel(self, kernel: str, parameters: Sequence[Array]) -> tuple[Array, ...]:
-        """Run one kernel once; return its parameters as they are afterwards, results among them.
+    def run_kernel(self, kernel: str, parameters: Sequence[Array], wanted: Sequence[int]) -> tuple[Array, ...]:
+        """Run one kernel once; return the parameters at the `wanted` positions as they are afterwards.
 
         Raises:
             DeviceError: it fails on the device.
@@ -311,7 +311,7 @@ class Library:
             with self.session.watched(kernel):
                 tensors = [self._tensor(array) for array in parameters]
                 self._module[kernel](*tensors)
-                return tuple(tensor.numpy() for tensor in tensors)
+                return tuple(tensors[i].numpy() for i in wanted)
         except Exception as failure:
             raise DeviceError(
                 f"running {kernel!r} on {self.session.device.name} failed: {last_line(failure)}"

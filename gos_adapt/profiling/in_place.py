@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-ROUNDS, SAMPLES, WARM = 5, 8, 2
+ROUNDS, SAMPLES, WARM = 12, 4, 2
 """Visits, samples of the whole and of every kernel in each, and runs before them that are not counted."""
 RUNS = SAMPLES + WARM
 METHOD = "clock_gettime around each kernel, inside the whole model"

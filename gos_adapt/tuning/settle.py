@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-ROUNDS = 10
+ROUNDS = 15
 CLOSE = 1.5
 """A finalist this much slower than the best, alone, is not asked again."""
 

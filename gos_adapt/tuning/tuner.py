@@ -177,12 +177,12 @@ class Tuner:
             return Rejection("the unscheduled kernel could not be built, so there is nothing to compare with")
         library, name = contest.built[variant]
         stored = contest.stored(variant, arrays, self._cpu)
+        others = [i for i in range(len(stored)) if i not in contest.constants]
         try:
-            results = self._load(library).run_kernel(name, stored)
+            return self._load(library).run_kernel(name, stored, others)
         except DeviceError as failure:
             self.session.ensure_alive()
             return Rejection(str(failure))
-        return tuple(result for i, result in enumerate(results) if i not in contest.constants)
 
     def _time(self, contest: _Contest, who: Sequence[Variant], effort: Effort) -> dict[Variant, Measurement]:
         """Time variants of one kernel in turns; what another one's crash took with it is timed again without that."""
