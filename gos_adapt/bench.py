@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tvm_passes.pipeline import Kernel
 
 FP32, INT8, TVM, OURS = "onnxruntime_fp32", "onnxruntime_int8", "tvm_default", "ours"
+CANONICAL = "onnxruntime_fp32_canonical"
 ORIGINAL, ADAPTED = "original", "adapted"
 
 
@@ -224,6 +225,9 @@ def compare(
 ) -> dict[str, Entry]:
     """Time a model in ONNX Runtime fp32 and others that take the same inputs, in turns, batch 1, on equal threads.
 
+    ONNX Runtime gets the model as it was given and in canonical form, and counts as the faster of the two: where batch
+    normalisation was left apart, as in exports from torch, the model as given takes up to three times as long.
+
     Args:
         model: The original.
         others: Name -> an ONNX model for ONNX Runtime, a library for the device, or why there is neither.
@@ -231,10 +235,14 @@ def compare(
         progress: Where to say what happens.
     """
     (inputs,) = random_samples(model, 1)
-    contenders = {name: _contender(what, inputs, session) for name, what in {FP32: model.original, **others}.items()}
+    every = {FP32: model.original, CANONICAL: model.proto, **others}
+    contenders = {name: _contender(what, inputs, session) for name, what in every.items()}
     with progress.stage("benchmark", ROUNDS) as advance:
         measured = interleave(contenders, advance)
     reference = contenders[FP32].outputs()
+    canonical = measured.pop(CANONICAL)
+    if canonical.ok and measured[FP32].ok and canonical.best_s < measured[FP32].best_s:
+        measured[FP32] = canonical
     return {
         name: Entry(latency, _deviation(contenders[name], reference) if latency.ok else None)
         for name, latency in measured.items()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gos_adapt import __version__
+from gos_adapt import __version__, interrupt
 from gos_adapt.config import AdaptConfig, check_target, parse_duration
 from gos_adapt.errors import AdaptError
 
@@ -248,7 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verification; 130 interrupted.
     """
     try:
-        code = commands.main(arguments, prog_name="adapt", standalone_mode=False)
+        with interrupt.noted():
+            try:
+                code = commands.main(arguments, prog_name="adapt", standalone_mode=False)
+            except AdaptError:
+                interrupt.check()
+                raise
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

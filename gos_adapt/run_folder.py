@@ -19,6 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from gos_adapt import interrupt
 from gos_adapt.errors import AdaptError, RunFolderError
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class Journal:
 
     def put(self, key: str, value: Any) -> Any:
         """Record `value` (JSON without NaN) under `key`; return it as a resumed run will read it (tuples as lists)."""
+        interrupt.check()
         line = _line([key, value, self.elapsed_s])
         self._append(line)
         self._records[key] = json.loads(line[9:])[1]
