@@ -383,9 +383,7 @@ def measure(
                 ready[name] = evaluators[name]()
                 first = ready[name](1, min(3, wanted))
                 numbers[name] = max(1, int(_SAMPLE_S / max(min(first), 1e-7)))
-                if (
-                    numbers[name] == 1
-                ):  # what was seen counts already: slow variants are many, and take most of the time
+                if numbers[name] == 1:  # these are samples already; slow variants are many, and take most of the time
                     samples[name] += first
                     wanted -= len(first)
             if wanted:

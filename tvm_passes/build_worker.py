@@ -35,8 +35,9 @@ def main() -> None:
 def _build(job: dict[str, Any]) -> dict[str, Any]:
     """Schedule and compile the trials of one job into one library; a trial that fails costs only itself."""
     from gos_adapt.errors import ConfigError
-    from tvm_passes.compat import Target, load_json, shape_of
+    from tvm_passes.compat import Target, load_json
     from tvm_passes.link import link
+    from tvm_passes.pipeline import parameters_of
     from tvm_passes.schedules import Cpu
 
     cpu, target = Cpu(**job["cpu"]), Target(job["target"])
@@ -62,10 +63,7 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
         link(executable, target, Path(job["path"]))
     except (ConfigError, OSError) as failure:
         return {"unlinked": last_line(failure)}
-    parameters = {
-        name: [[list(shape_of(parameter)), str(parameter.ty.dtype)] for parameter in function.params]
-        for name, function in functions.items()
-    }
+    parameters = {name: parameters_of(function) for name, function in functions.items()}
     return {"parameters": parameters, "refused": refused}
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tvm_passes.block_layouts import BlockLayouts
-from tvm_passes.compat import IRModule, PrimFunc, Sequential, relax
+from tvm_passes.compat import IRModule, PrimFunc, Sequential, dtype_of, relax, shape_of
 from tvm_passes.count_work import Work, count_work
 from tvm_passes.dump_phases import PHASE
 from tvm_passes.fold_constants import FoldConstants
@@ -83,7 +83,7 @@ class Lowered:
     @property
     def parameters(self) -> dict[str, tuple[Parameter, ...]]:
         """Shapes and dtypes of what each function takes."""
-        return {name: tuple(map(_parameter, function.params)) for name, function in relax_functions(self.module)}
+        return {name: parameters_of(function) for name, function in relax_functions(self.module)}
 
 
 def fuse(module: IRModule, cpu: Cpu, *, blocked_boundary: bool = False) -> Fused:
@@ -134,7 +134,7 @@ def schedule(fused: Fused, cpu: Cpu, choose: Choose = guess, *, timed_repeats: i
         ],
     })  # fmt: skip
     kernels = tuple(
-        Kernel(call.function, call.kernel, tensors, rule, tuple(_parameter(p) for p in call.func.params), work)
+        Kernel(call.function, call.kernel, tensors, rule, parameters_of(call.func), work)
         for call, tensors, rule, work in zip(
             kernel_calls(module), fused.tensors, schedules.rules, fused.work, strict=True
         )
@@ -158,5 +158,6 @@ def _run(module: IRModule, phases: dict[str, list[Any]]) -> IRModule:
     return module
 
 
-def _parameter(parameter: Any) -> Parameter:
-    return tuple(int(size) for size in parameter.ty.shape), str(parameter.ty.dtype)
+def parameters_of(function: Any) -> tuple[Parameter, ...]:
+    """Return what a kernel or a Relax function takes."""
+    return tuple((shape_of(parameter), dtype_of(parameter)) for parameter in function.params)

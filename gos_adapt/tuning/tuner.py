@@ -30,8 +30,9 @@ from gos_adapt.quantities import Measurement
 from gos_adapt.tuning.store import Record, Store
 from tvm_passes.build import cpu_of, target_of
 from tvm_passes.build_pool import BuildPool, Trial, TrialLibrary
-from tvm_passes.compat import PrimFunc, dtype_of, shape_of, tvm
-from tvm_passes.schedules import RULES, Variant, schedule_kernel, variants
+from tvm_passes.compat import PrimFunc, tvm
+from tvm_passes.pipeline import parameters_of
+from tvm_passes.schedules import RULES, Scheduled, Variant, schedule_kernel, variants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -156,7 +157,7 @@ class Tuner:
 
     def _finalists(self, contest: _Contest) -> list[Variant]:
         """Return the finalists of a contest once all of them are right; what is wrong is seen as failed."""
-        arrays = random_arrays(contest.parameters)
+        arrays = random_arrays(parameters_of(contest.func))
         wanted = None
         right: set[Variant] = set()
         while unchecked := [variant for variant in contest.finalists() if variant not in right]:
@@ -215,15 +216,13 @@ class _Contest:
         self.seen: dict[Variant, Measurement] = {}
         self._asked: Variant | None = None
 
-    @property
-    def parameters(self) -> list[tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each, before any variant stores constants in its own way."""
-        return [(shape_of(param), dtype_of(param)) for param in self.func.params]
-
     def stored(self, variant: Variant | None, arrays: Sequence[Array], cpu: Cpu) -> list[Array]:
         """Return what a variant is to be given for `arrays`: constants in the order it wants them."""
-        scheduled = Rejection("") if variant is None else schedule_kernel(self.func, cpu, self.constants, variant)
-        storage = {} if isinstance(scheduled, Rejection) else scheduled.constants
+        if variant is None:
+            return list(arrays)
+        scheduled = schedule_kernel(self.func, cpu, self.constants, variant)
+        assert isinstance(scheduled, Scheduled), "what was built could be scheduled"
+        storage = scheduled.constants
         return [storage[i].apply(array) if i in storage else array for i, array in enumerate(arrays)]
 
     def note(self, measured: Mapping[Variant, Measurement]) -> None:
