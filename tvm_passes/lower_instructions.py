@@ -1,7 +1,7 @@
-"""An operator as Relax: every instruction of the table in TVM's words.
+"""An operator as Relax: every instruction of the table that is computed at inference, in TVM's words.
 
-`LOWERINGS` has one row for each instruction, called as ``row(arguments, hyper)``. The batch is read off the arguments'
-types, so one table serves a fixed batch of any size and a symbolic one.
+`LOWERINGS` has one row for each instruction whose result is a feature, called as ``row(arguments, hyper)``. The batch
+is read off the arguments' types, so one table serves a fixed batch of any size and a symbolic one.
 """
 
 from __future__ import annotations
@@ -165,7 +165,6 @@ def _plain(expression: Callable[..., Any]) -> Lowering:
 LOWERINGS: dict[str, Lowering] = {
     "cross_correlation": _cross_correlation,
     "matrix_product": _plain(op.matmul),
-    "weight_product": _plain(op.matmul),
     "channel_bias": _per_channel(op.add),
     "channel_scale": _per_channel(op.multiply),
     "subtract": _plain(op.subtract),

@@ -63,24 +63,28 @@ def _no_macs(_arguments: tuple[Shape, ...], _result: Shape, _hyper: Hyper) -> in
 class Instruction:
     """One row of the instruction table.
 
+    Raises:
+        ValueError: when a feature has no ONNX form, or a weight has one.
+
     Attributes:
         name: The word in text forms; unique.
-        arguments: Kinds of the arguments, features before weights.
+        arguments: Kinds of the arguments, features before weights; none for a constant.
         infer: Shape rule: argument shapes (in argument order) and hyperparameters to the result's shape, or a
             `Rejection` saying what does not fit. It must be total: any shapes, any hyperparameters.
         numpy: Meaning. Called as ``numpy(*arguments, **hyper)``, features with batch axis.
         torch: The same on torch tensors, differentiable where the mathematics is.
         onnx: The same as ONNX nodes: emitter, argument names, argument shapes (features without batch), hyperparameters
-            -> name of the result. Works for any batch size.
+            -> name of the result. Works for any batch size. `None` exactly where the result is a weight: it is folded
+            (`operators.evaluate.fold`) before any form for inference is written.
         equation: One element of the result as a sympy expression, called as ``equation(*arguments, **hyper)`` with one
             real sympy expression for an element of each argument; what is not element-wise is a `notation.term`.
         hyperparameters: Legal values of each hyperparameter that mutation may set ("values known from the literature");
             an operator read from a model may hold others that `infer` accepts, and one that is not listed here (a
             target shape) follows from its surroundings.
         weight_shapes: Shapes the weight arguments must have, from the *feature* shapes and hyperparameters. Empty for
-            instructions on weights alone, which take any leaves that `infer` accepts.
+            instructions on weights alone, which take any weights that `infer` accepts.
         macs: Multiply-accumulates for one sample (a multiply or an add alone counts as one half, rounded up; data
-            movement as none).
+            movement, and what is folded, as none).
         commutative: Whether the order of the arguments does not matter.
         aggregation: Whether it joins features (METHOD 1.3, "change the aggregation function").
     """
@@ -90,13 +94,17 @@ class Instruction:
     infer: Callable[[tuple[Shape, ...], Hyper], Shape | Rejection]
     numpy: Callable[..., np.ndarray[Any, Any]]
     torch: Callable[..., torch.Tensor]
-    onnx: Callable[[OnnxEmitter, tuple[str, ...], tuple[Shape, ...], Hyper], str]
     equation: Callable[..., sympy.Expr]
+    onnx: Callable[[OnnxEmitter, tuple[str, ...], tuple[Shape, ...], Hyper], str] | None = None
     hyperparameters: Mapping[str, tuple[HyperValue, ...]] = field(default_factory=dict)
     weight_shapes: Callable[[tuple[Shape, ...], Hyper], tuple[Shape, ...]] = _no_weights
     macs: Callable[[tuple[Shape, ...], Shape, Hyper], int] = _no_macs
     commutative: bool = False
     aggregation: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.onnx is None) != (self.result is Kind.WEIGHT):
+            raise ValueError(f"{self.name}: an ONNX form belongs to a result that is a feature, and only there")
 
     @property
     def result(self) -> Kind:

@@ -72,8 +72,6 @@ ROWS = (
         infer=shape_rule(_weight_product_shape, 2, 2),
         numpy=lambda a, b: a @ b,
         torch=lambda a, b: a @ b,
-        onnx=lambda emitter, names, _shapes, _hyper: emitter.node("MatMul", list(names)),
-        macs=_product_macs,
         equation=term("·"),
     ),
     Instruction(

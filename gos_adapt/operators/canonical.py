@@ -62,7 +62,7 @@ class _Draft:
         return self.append(node)
 
     def instruction(self, node: Node) -> int:
-        for rule in RULES:
+        for rule in RULES if node.args else ():  # a constant is as simple as it can be
             rewritten = rule(self, node)
             if isinstance(rewritten, Node):
                 return self.instruction(rewritten)

@@ -68,7 +68,9 @@ def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, i
             if i in biases:
                 arguments.append(names[folded.nodes[biases[i]].args[1]])
             shapes = tuple(folded.types[a].shape for a in node.args)
-            names[i] = INSTRUCTIONS[node.op].onnx(emitter, tuple(arguments), shapes, dict(node.hyper))
+            form = INSTRUCTIONS[node.op].onnx
+            assert form is not None, "what gives a weight is folded"
+            names[i] = form(emitter, tuple(arguments), shapes, dict(node.hyper))
     return names[len(folded.nodes) - 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -69,6 +70,8 @@ CASES = {
     "upsample": (((MAP,), {"factor": (2, 2)}), ((MAP,), {"factor": (1, 3)})),
 }
 MEMBERS = [(name, shapes, hyper) for name, cases in CASES.items() for shapes, hyper in cases]
+INFERRED = [member for member in MEMBERS if INSTRUCTIONS[member[0]].result is Kind.FEATURE]
+"""What is computed at inference: the rest is folded before anything is compiled."""
 FEATURES = ((1024, 32, 32), (1024,), (512, 32, 32), (768, 32, 32), (12, 32, 32))
 
 
@@ -76,26 +79,44 @@ def test_every_instruction_has_a_case():
     assert set(CASES) == set(INSTRUCTIONS)
 
 
+def test_a_feature_needs_an_onnx_form_and_a_weight_must_not_have_one():
+    for name in ("relu", "weight_product"):
+        row = INSTRUCTIONS[name]
+        with pytest.raises(ValueError, match=f"{name}: an ONNX form belongs to a result that is a feature"):
+            replace(row, onnx=None if row.onnx else INSTRUCTIONS["relu"].onnx)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("name", "shapes", "hyper"), MEMBERS)
-def test_numpy_torch_and_onnx_runtime_agree_with_each_other_and_with_the_shape_rule(name, shapes, hyper, batch):
+def test_numpy_and_torch_agree_with_each_other_and_with_the_shape_rule(name, shapes, hyper, batch):
     instruction = INSTRUCTIONS[name]
-    rng = np.random.default_rng(0)
-    arguments = [
-        rng.normal(0, 3, (batch, *shape) if kind is Kind.FEATURE else shape).astype(np.float32)
-        for kind, shape in zip(instruction.arguments, shapes, strict=True)
-    ]
-
+    arguments = _arguments(instruction, shapes, batch)
     meaning = instruction.numpy(*arguments, **hyper)
-
     batches = (batch,) if instruction.result is Kind.FEATURE else ()
     assert meaning.shape == (*batches, *instruction.infer(shapes, hyper))
     assert meaning.dtype == np.float32
-    in_torch = instruction.torch(*map(torch.from_numpy, arguments), **hyper).numpy()
-    np.testing.assert_allclose(in_torch, meaning, rtol=1e-5, atol=1e-5)
+    in_torch = instruction.torch(*map(torch.from_numpy, arguments), **hyper)
+    assert in_torch.dtype == torch.float32
+    np.testing.assert_allclose(in_torch.numpy(), meaning, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("name", "shapes", "hyper"), INFERRED)
+def test_onnx_runtime_computes_what_numpy_means(name, shapes, hyper, batch):
+    instruction = INSTRUCTIONS[name]
+    arguments = _arguments(instruction, shapes, batch)
+    meaning = instruction.numpy(*arguments, **hyper)
     for opset in (17, 18, 19, 20):
         in_onnx = _run_onnx(instruction, shapes, hyper, arguments, opset)
         np.testing.assert_allclose(in_onnx, meaning, rtol=1e-5, atol=1e-5)
+
+
+def _arguments(instruction, shapes, batch):
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(0, 3, (batch, *shape) if kind is Kind.FEATURE else shape).astype(np.float32)
+        for kind, shape in zip(instruction.arguments, shapes, strict=True)
+    ]
 
 
 def _run_onnx(instruction, shapes, hyper, arguments, opset):
@@ -106,9 +127,7 @@ def _run_onnx(instruction, shapes, hyper, arguments, opset):
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *s] if kind is Kind.FEATURE else s)
         for name, s, kind in zip(names, shapes, instruction.arguments, strict=True)
     ]
-    batch = ["N"] if instruction.result is Kind.FEATURE else []
-    shape = [*batch, *instruction.infer(shapes, hyper)]
-    output = helper.make_tensor_value_info(result, TensorProto.FLOAT, shape)
+    output = helper.make_tensor_value_info(result, TensorProto.FLOAT, ["N", *instruction.infer(shapes, hyper)])
     model = helper.make_model(
         helper.make_graph(emitter.nodes, "case", inputs, [output], emitter.initializers),
         opset_imports=[helper.make_opsetid("", opset)],

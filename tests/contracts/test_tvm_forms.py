@@ -1,4 +1,4 @@
-"""Every instruction, by being listed, means in TVM what it means in numpy."""
+"""Every instruction computed at inference, by being listed, means in TVM what it means in numpy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tvm_passes.compat import relax, tirx, tvm
 from tvm_passes.lower_instructions import LOWERINGS, emit
 
 
-def test_every_instruction_has_a_relax_form_and_nothing_else_has():
-    assert set(LOWERINGS) == set(INSTRUCTIONS)
+def test_every_instruction_whose_result_is_a_feature_has_a_relax_form_and_nothing_else_has():
+    assert set(LOWERINGS) == {name for name, row in INSTRUCTIONS.items() if row.result is Kind.FEATURE}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name in LOWERINGS])
 def test_tvm_and_numpy_agree_for_a_fixed_and_a_symbolic_batch(name):
     builder = relax.BlockBuilder()
     expected = {}
