@@ -95,6 +95,13 @@ def _per_channel(join: Callable[[Any, Any], Any]) -> Lowering:
     return lower
 
 
+def _vector_norm(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
+    (x,) = arguments
+    if hyper["order"] == 1:
+        return op.sum(op.abs(x), axis=1, keepdims=True)
+    return op.sqrt(op.sum(op.multiply(x, x), axis=1, keepdims=True))
+
+
 # Activations
 
 
@@ -167,7 +174,13 @@ LOWERINGS: dict[str, Lowering] = {
     "matrix_product": _plain(op.matmul),
     "channel_bias": _per_channel(op.add),
     "channel_scale": _per_channel(op.multiply),
+    "matrix_vector_product": _plain(lambda a, x: op.squeeze(op.matmul(a, op.expand_dims(x, 2)), 2)),
+    "dot_product": _plain(lambda a, b: op.sum(op.multiply(a, b), axis=1, keepdims=True)),
+    "outer_product": _plain(lambda a, b: op.multiply(op.expand_dims(a, 2), op.expand_dims(b, 1))),
+    "scale": _plain(op.multiply),
     "subtract": _plain(op.subtract),
+    "vector_norm": _vector_norm,
+    "frobenius_norm": _plain(lambda x: op.sqrt(op.sum(op.multiply(x, x), axis=(2, 3)))),
     "relu": _plain(nn.relu),
     "relu6": _plain(_relu6),
     "leaky_relu": lambda arguments, hyper: nn.leakyrelu(arguments[0], hyper["slope"]),

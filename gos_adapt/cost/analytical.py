@@ -2,7 +2,7 @@
 
     latency = scale · Σ over kernels of (overhead + max(macs / macs_per_s, bytes / bytes_per_s))
 
-A kernel is a window or matrix instruction with the element-wise instructions that a compiler fuses into it.
+A kernel is a window, reduction or matrix instruction with the element-wise instructions that a compiler fuses into it.
 
 Reference: Williams, Waterman, Patterson 2009, "Roofline". The survey in METHOD 3 ranks analytical models last, so this
 one only ever decides what is *clearly* too slow to be worth measuring.
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from gos_adapt.operators.graph import OperatorGraph
 
 KERNEL_INSTRUCTIONS = frozenset(
-    {"cross_correlation", "matrix_product", "max_pool", "average_pool", "global_average_pool", "softmax", "concat"}
+    {
+        *("cross_correlation", "matrix_product", "matrix_vector_product", "dot_product", "vector_norm"),
+        *("max_pool", "average_pool", "global_average_pool", "frobenius_norm", "softmax", "concat"),
+    }
 )
 """What starts a kernel of its own; everything else is fused into the kernel before it."""
 

@@ -164,7 +164,7 @@ def _below_bias(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]
     feature, leaf = node.args
     if wanted.bias is None and problem.is_free(leaf):
         return [_Wanted(feature, wanted.target, torch.arange(wanted.target.shape[1]), leaf)]
-    return [wanted.without(feature, _along_channels(problem.weights[leaf], wanted.target))]
+    return [wanted.without(feature, problem.value(wanted.node) - problem.value(feature))]
 
 
 def _below_add(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gos_adapt.instructions import activation, aggregation, convolution, linear_algebra, pooling, structure
+from gos_adapt.instructions import (
+    activation,
+    aggregation,
+    convolution,
+    decompositions,
+    linear_algebra,
+    matrix_functions,
+    norms,
+    pooling,
+    structure,
+    weight_algebra,
+)
 
 if TYPE_CHECKING:
     from gos_adapt.instructions.base import Instruction
@@ -12,6 +23,10 @@ if TYPE_CHECKING:
 ROWS: tuple[Instruction, ...] = (
     *convolution.ROWS,
     *linear_algebra.ROWS,
+    *norms.ROWS,
+    *weight_algebra.ROWS,
+    *matrix_functions.ROWS,
+    *decompositions.ROWS,
     *activation.ROWS,
     *pooling.ROWS,
     *aggregation.ROWS,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from gos_adapt.instructions.base import HyperValue
 
-_LATEX_SIGNS = {"⋆": r"\star", "·": r"\cdot"}
+_LATEX_SIGNS = {"⋆": r"\star", "·": r"\cdot", "⊗": r"\otimes"}
 
 
 class Term(sympy.Expr):  # type: ignore[misc]  # sympy is untyped

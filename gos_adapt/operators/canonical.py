@@ -119,13 +119,16 @@ NOT_NEGATIVE = {"relu", "relu6", "sigmoid", "hard_sigmoid", "softmax"}
 WITHIN_0_6 = NOT_NEGATIVE - {"relu"}
 UNCHANGED = {"relu": NOT_NEGATIVE, "leaky_relu": NOT_NEGATIVE, "relu6": WITHIN_0_6}
 """Outer instruction -> inner ones whose results it leaves as they are."""
-MOVES = {"reshape", "flatten", "channel_slice", "pad_channels", "subsample", "upsample"}
+MOVES = {"reshape", "weight_reshape", "flatten", "channel_slice", "pad_channels", "subsample", "upsample"}
 """Move elements, and move none exactly when the shape stays."""
 ZERO_PRESERVING = MOVES | {
     *("relu", "relu6", "leaky_relu", "tanh", "hard_swish", "max_pool", "average_pool", "global_average_pool"),
-    *("shift", "channel_shuffle", "channel_scale", "cross_correlation", "matrix_product"),
+    *("shift", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
+    *("vector_norm", "frobenius_norm"),
 }
 """Zeros in the first argument give zeros."""
+PRODUCTS = {"hadamard", "dot_product", "outer_product", "matrix_vector_product"}
+"""Zeros in either argument give zeros."""
 
 
 def _drop_identity(_draft: _Draft, node: Node) -> int | None:
@@ -145,6 +148,7 @@ def _drop_idle_move(draft: _Draft, node: Node) -> int | None:
         (node.op in MOVES and draft.shape_of(node) == shape)
         or (node.op == "shift" and hyper["offset"] == (0, 0))
         or (node.op == "channel_shuffle" and hyper["groups"] in (1, shape[0]))
+        or (node.op == "weight_transpose" and hyper["axes"] == tuple(range(len(shape))))
     )
     return node.args[0] if idle else None
 
@@ -159,7 +163,8 @@ def _merge_reshapes(draft: _Draft, node: Node) -> Node | None:
     """Rewrite reshape(reshape(a)) -> reshape(a), and reshape to a vector -> flatten."""
     if node.op == "reshape" and len(draft.shape_of(node)) == 1:
         return _make("flatten", *node.args)
-    if node.op in ("reshape", "flatten") and draft.op(node.args[0]) in ("reshape", "flatten"):
+    inner = draft.op(node.args[0])
+    if {node.op, inner} <= {"reshape", "flatten"} or node.op == inner == "weight_reshape":
         return Node(node.op, draft.nodes[node.args[0]].args, node.hyper)
     return None
 
@@ -188,10 +193,12 @@ def _spread_zero(draft: _Draft, node: Node) -> Node | None:
 
 
 def _join_with_zero(draft: _Draft, node: Node) -> Node | int | None:
-    """Rewrite a + 0, a - 0 -> a; a ∘ 0 -> 0; max(a, 0) -> relu(a); concat(a, 0) -> pad_channels(a)."""
+    """Rewrite a + 0, a - 0 -> a; a ∘ 0, a · 0 ... -> 0; max(a, 0) -> relu(a); concat(a, 0) -> pad_channels(a)."""
     if len(node.args) < 2:
         return None
     first, second = node.args
+    if node.op in PRODUCTS and "zero" in (draft.op(first), draft.op(second)):
+        return draft.zero(draft.shape_of(node))
     if draft.op(second) == "zero":
         other, pad = first, {"before": 0, "after": draft.shapes[second][0]}
     elif draft.op(first) == "zero" and node.op != "subtract":
@@ -201,8 +208,6 @@ def _join_with_zero(draft: _Draft, node: Node) -> Node | int | None:
     match node.op:
         case "add" | "subtract":
             return other
-        case "hadamard":
-            return draft.zero(draft.shape_of(node))
         case "maximum":
             return _make("relu", other)
         case "concat":

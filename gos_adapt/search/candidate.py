@@ -56,11 +56,14 @@ def inherit(operator: OperatorGraph, ancestors: Sequence[Array]) -> Weights:
     return tuple(weights)
 
 
+SCALES = ("channel_scale", "scale", "weight_scale")
+
+
 def _fresh(operator: OperatorGraph, leaf: int) -> Array:
     """He-normal for a layer (always the same for the same shape), ones for a scale, zeros for a bias."""
     shape = operator.nodes[leaf].shape
     if len(shape) == 1:
-        scales = any(node.op == "channel_scale" and leaf in node.args for node in operator.nodes)
+        scales = any(node.op in SCALES and leaf in node.args for node in operator.nodes)
         return np.full(shape, float(scales), np.float32)
     fan_in = shape[0] if len(shape) == 2 else math.prod(shape[1:])
     normal = np.random.default_rng(shape).standard_normal(shape)

@@ -2,7 +2,7 @@
 
 | mutation | change |
 |---|---|
-| replace instruction | a node becomes another instruction with the same argument kinds |
+| replace instruction | a node becomes another instruction that takes its arguments |
 | change aggregation | what joins two features becomes another aggregation |
 | add node | a value goes through a further instruction, or is joined with an earlier one, before its consumers see it |
 | delete node | a node's consumers read its first argument instead |
@@ -16,7 +16,7 @@ Reference: METHOD 1.3 (thesis 4.3.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Edit = tuple[list[Node], str]
 """Edited nodes (not yet legal) and what was done."""
+Settings = tuple[tuple[str, HyperValue], ...]
 Mutation = Callable[[OperatorGraph, "np.random.Generator"], Edit | Rejection]
 T = TypeVar("T")
 
@@ -53,36 +54,30 @@ def mutate(graph: OperatorGraph, rng: np.random.Generator) -> Child | Rejection:
 
 
 def _replace_instruction(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
-    places = [(i, others) for i in _instructions(graph) if (others := _alternatives(graph.nodes[i]))]
-    if not places:
-        return Rejection("nothing to replace")
-    i, others = _pick(places, rng)
-    return _with_instruction(graph, i, _pick(others, rng), rng)
+    return _with_another(graph, _pick(_instructions(graph), rng), tuple(INSTRUCTIONS), rng)
 
 
 def _change_aggregation(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
     places = [i for i in _instructions(graph) if INSTRUCTIONS[graph.nodes[i].op].aggregation]
     if not places:
         return Rejection("no aggregation")
-    i = _pick(places, rng)
-    others = [op for op in _alternatives(graph.nodes[i]) if INSTRUCTIONS[op].aggregation]
-    return _with_instruction(graph, i, _pick(others, rng), rng)
+    return _with_another(graph, _pick(places, rng), [op for op, row in INSTRUCTIONS.items() if row.aggregation], rng)
 
 
 def _add_node(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
-    op = _pick([name for name, row in INSTRUCTIONS.items() if Kind.FEATURE in row.arguments], rng)
-    kinds = INSTRUCTIONS[op].arguments
     features = [k for k, value in enumerate(graph.types) if value.kind is Kind.FEATURE]
     i = _pick(features, rng)
-    joined = [_pick([k for k in features if k <= i], rng) for _ in range(kinds.count(Kind.FEATURE) - 1)]
+    joined = _pick([k for k in features if k <= i], rng)
+    fitting = _fitting(INSTRUCTIONS, (graph.types[i].shape, graph.types[joined].shape), {}, rng)
+    op, settings = _pick(fitting, rng)
+    kinds = INSTRUCTIONS[op].arguments
     leaves = [Node(WEIGHT, shape=(1,))] * kinds.count(Kind.WEIGHT)  # `legalise` derives their shapes
     added = i + 1 + len(leaves)
-    settings = _settings(op, graph.types[i].shape, rng)
     after = [
         replace(node, args=tuple(added if a == i else a + added - i if a > i else a for a in node.args))
         for node in graph.nodes[i + 1 :]
     ]
-    node = Node(op, (i, *joined, *range(i + 1, added)), settings)
+    node = Node(op, (*(i, joined)[: kinds.count(Kind.FEATURE)], *range(i + 1, added)), settings)
     return [*graph.nodes[: i + 1], *leaves, node, *after], f"{op} after v{i}"
 
 
@@ -137,22 +132,38 @@ def _instructions(graph: OperatorGraph) -> list[int]:
     ]
 
 
-def _alternatives(node: Node) -> list[str]:
-    """Other instructions that take the same kinds of argument."""
-    kinds = INSTRUCTIONS[node.op].arguments
-    return [name for name, row in INSTRUCTIONS.items() if row.arguments == kinds and name != node.op]
-
-
-def _with_instruction(graph: OperatorGraph, i: int, op: str, rng: np.random.Generator) -> Edit:
+def _with_another(graph: OperatorGraph, i: int, ops: Sequence[str], rng: np.random.Generator) -> Edit | Rejection:
+    """Give node `i` another of the instructions `ops`, which takes the same arguments; common settings stay."""
     node = graph.nodes[i]
-    fresh = dict(_settings(op, graph.types[node.args[0]].shape, rng))
-    kept = {name: value for name, value in node.hyper if name in fresh}
+    kinds = INSTRUCTIONS[node.op].arguments
+    features = tuple(graph.types[a].shape for a in node.args if graph.types[a].kind is Kind.FEATURE)
+    alike = [op for op in ops if INSTRUCTIONS[op].arguments == kinds and op != node.op]
+    fitting = _fitting(alike, features, dict(node.hyper), rng)
+    if not fitting:
+        return Rejection(f"nothing else takes the arguments of {node.op}")
+    op, settings = _pick(fitting, rng)
     nodes = list(graph.nodes)
-    nodes[i] = Node(op, node.args, tuple(sorted((fresh | kept).items())))
+    nodes[i] = Node(op, node.args, settings)
     return nodes, f"v{i} {node.op} -> {op}"
 
 
-def _settings(op: str, shape: Shape, rng: np.random.Generator) -> tuple[tuple[str, HyperValue], ...]:
+def _fitting(
+    ops: Iterable[str], features: tuple[Shape, ...], kept: Mapping[str, HyperValue], rng: np.random.Generator
+) -> list[tuple[str, Settings]]:
+    """Return those of `ops` that take the first, or both, of `features`, with the settings for which they do."""
+    fitting = []
+    for op in ops:
+        row = INSTRUCTIONS[op]
+        shapes = features[: row.arguments.count(Kind.FEATURE)]
+        if shapes:
+            fresh = _settings(op, shapes[0], rng)
+            hyper = fresh | {name: value for name, value in kept.items() if name in fresh}
+            if not isinstance(row.infer(shapes + row.weight_shapes(shapes, hyper), hyper), Rejection):
+                fitting.append((op, tuple(sorted(hyper.items()))))
+    return fitting
+
+
+def _settings(op: str, shape: Shape, rng: np.random.Generator) -> dict[str, HyperValue]:
     """Settings for a new `op` that reads a value of `shape`: at random, but keeping the shape where one can."""
     legal = INSTRUCTIONS[op].hyperparameters
     hyper: dict[str, HyperValue] = {name: _pick(values, rng) for name, values in legal.items()}
@@ -166,8 +177,8 @@ def _settings(op: str, shape: Shape, rng: np.random.Generator) -> tuple[tuple[st
         point = hyper | {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0, 0, 0)}
         aligned = _aligned(point, point | {"kernel": hyper["kernel"]})
         assert not isinstance(aligned, Rejection), "a window never reaches less far than a point"
-        return tuple(sorted(aligned.items()))
-    return tuple(sorted(hyper.items()))
+        return aligned
+    return hyper
 
 
 def _aligned(before: dict[str, HyperValue], after: dict[str, HyperValue]) -> dict[str, HyperValue] | Rejection:

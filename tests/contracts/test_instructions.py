@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -15,7 +16,10 @@ from onnx import TensorProto, helper
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
-from gos_adapt.operators.onnx_form import GraphEmitter
+from gos_adapt.operators.builder import Builder
+from gos_adapt.operators.evaluate import evaluate
+from gos_adapt.operators.onnx_form import GraphEmitter, to_onnx
+from gos_adapt.operators.torch_form import TorchOperator
 
 WINDOW = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1)}
 CONVOLUTION = WINDOW | {"channels": 4, "dilation": (1, 1), "groups": 1}
@@ -28,6 +32,11 @@ POOLS = (
     ((MAP,), {"kernel": (1, 1), "stride": (2, 2), "padding": (0, 0, 0, 0)}),
 )
 
+TALL, WIDE, SQUARE = (5, 3), (2, 4), (3, 3)
+MATRICES = (((TALL,), {}), ((WIDE,), {}), ((SQUARE,), {}), (((1, 1),), {}))
+WEIGHT_PAIRS = (((TALL, TALL), {}), ((VECTOR, VECTOR), {}), (((4, 2, 3, 3),) * 2, {}))
+ORDERS = ({"order": 1}, {"order": 2})
+
 CASES = {
     "cross_correlation": (
         ((MAP, (4, 4, 3, 3)), CONVOLUTION),
@@ -37,7 +46,42 @@ CASES = {
         ((MAP, (4, 4, 3, 3)), CONVOLUTION | {"stride": (2, 1), "padding": (0, 2, 1, 0)}),
     ),
     "matrix_product": (((VECTOR, (7, 3)), {"channels": 3}), (((1,), (1, 1)), {"channels": 1})),
+    "matrix_vector_product": ((((4, 6), (6,)), {}), (((1, 1), (1,)), {})),
+    "dot_product": PAIRS,
+    "outer_product": (((VECTOR, (3,)), {}), (((1,), (1,)), {})),
+    "scale": (((MAP, (1,)), {}), ((VECTOR, (1,)), {})),
+    "vector_norm": tuple(((shape,), order) for shape in (MAP, VECTOR) for order in ORDERS),
+    "frobenius_norm": (((MAP,), {}),),
     "weight_product": ((((5, 2), (2, 3)), {}),),
+    "weight_add": WEIGHT_PAIRS,
+    "weight_subtract": WEIGHT_PAIRS,
+    "weight_hadamard": WEIGHT_PAIRS,
+    "weight_scale": (((TALL, (1,)), {}), (((4, 2, 3, 3), (1,)), {})),
+    "weight_matrix_vector_product": (((TALL, (3,)), {}),),
+    "weight_dot_product": (((VECTOR, VECTOR), {}),),
+    "weight_outer_product": (((VECTOR, (3,)), {}),),
+    "kronecker_product": (((TALL, WIDE), {}), (((1, 3), (2, 1)), {})),
+    "weight_reshape": (((TALL,), {"shape": (15,)}), (((6, 4),), {"shape": (2, 3, 2, 2)})),
+    "weight_transpose": (
+        ((TALL,), {"axes": (1, 0)}),
+        (((4, 2, 3, 1),), {"axes": (1, 3, 0, 2)}),
+        ((VECTOR,), {"axes": (0,)}),
+    ),
+    "diagonal_matrix": (((VECTOR,), {}),),
+    "identity_matrix": (((), {"size": 4}),),
+    "zero_matrix": (((), {"shape": (3, 2)}),),
+    "inverse": tuple(((shape,), {"ridge": ridge}) for shape in (SQUARE, (1, 1)) for ridge in (1e-6, 0.01)),
+    "pseudo_inverse": MATRICES,
+    "determinant": (((SQUARE,), {}), (((1, 1),), {})),
+    "trace": (((SQUARE,), {}),),
+    "rank": MATRICES,
+    "weight_vector_norm": tuple(((VECTOR,), order) for order in ORDERS),
+    "matrix_norm": tuple((case[0], order) for case in MATRICES for order in ORDERS),
+    "weight_frobenius_norm": (*MATRICES, (((4, 2, 3, 3),), {})),
+    "svd": tuple(((shape,), {"factor": f, "rank": r}) for shape in (TALL, WIDE) for f in range(3) for r in (1, 2)),
+    "eigen": tuple(((SQUARE,), {"factor": f, "rank": r}) for f in range(2) for r in (2, 3)),
+    "qr": tuple((case[0], {"factor": f}) for case in MATRICES for f in range(2)),
+    "cholesky": tuple((case[0], {"ridge": 1e-4}) for case in MATRICES),
     "channel_bias": (((MAP, (4,)), {}), ((VECTOR, (7,)), {})),
     "channel_scale": (((MAP, (4,)), {}), ((VECTOR, (7,)), {})),
     "subtract": PAIRS,
@@ -72,7 +116,11 @@ CASES = {
 MEMBERS = [(name, shapes, hyper) for name, cases in CASES.items() for shapes, hyper in cases]
 INFERRED = [member for member in MEMBERS if INSTRUCTIONS[member[0]].result is Kind.FEATURE]
 """What is computed at inference: the rest is folded before anything is compiled."""
+FOLDED = [member for member in MEMBERS if member not in INFERRED]
+CONSTANT = {"zero", "identity_matrix", "zero_matrix", "rank"}
+"""Has no derivative but zero."""
 FEATURES = ((1024, 32, 32), (1024,), (512, 32, 32), (768, 32, 32), (12, 32, 32))
+WEIGHTS = ((1024,), (256, 256), (64, 32, 3, 3))
 
 
 def test_every_instruction_has_a_case():
@@ -111,6 +159,30 @@ def test_onnx_runtime_computes_what_numpy_means(name, shapes, hyper, batch):
         np.testing.assert_allclose(in_onnx, meaning, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "shapes", "hyper"), FOLDED)
+def test_what_gives_a_weight_is_folded_out_of_an_operator_in_onnx_and_torch(name, shapes, hyper):
+    graph, x, weights = scaled_by(name, shapes, hyper)
+    meaning = evaluate(graph, [x], weights)
+    direct = INSTRUCTIONS[name].numpy(*weights, **hyper)
+    np.testing.assert_allclose(meaning, x * direct.reshape(-1), rtol=1e-6)
+    model = to_onnx(graph, weights)
+    assert [node.op_type for node in model.graph.node] == ["Mul", "Identity"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x0": x})[0], meaning, rtol=1e-6)
+    in_torch = TorchOperator(graph, weights)(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(in_torch, meaning, rtol=1e-5, atol=1e-5)
+
+
+def scaled_by(name, shapes, hyper):
+    """The operator that scales a vector by what this instruction gives; an input for it, and weights."""
+    b = Builder()
+    value = b.apply(name, *(b.weight(*shape) for shape in shapes), **hyper)
+    size = math.prod(b.shape(value))
+    b.apply("channel_scale", b.input(size), b.apply("weight_reshape", value, shape=(size,)))
+    x = np.random.default_rng(1).normal(size=(2, size)).astype(np.float32)
+    return b.graph(), x, _arguments(INSTRUCTIONS[name], shapes, 2)
+
+
 def _arguments(instruction, shapes, batch):
     rng = np.random.default_rng(0)
     return [
@@ -146,7 +218,7 @@ def test_torch_form_is_differentiable(name, shapes, hyper):
         for kind, shape in zip(instruction.arguments, shapes, strict=True)
     ]
     result = instruction.torch(*arguments, **hyper)
-    if name != "zero":
+    if name not in CONSTANT:
         result.sum().backward()
         assert all(a.grad is not None and bool(torch.isfinite(a.grad).all()) for a in arguments)
 
@@ -177,8 +249,11 @@ def test_every_legal_value_type_checks_somewhere(name):
 
 def _type_checks(instruction, feature, hyper):
     features = (feature,) * instruction.arguments.count(Kind.FEATURE)
-    shapes = features + instruction.weight_shapes(features, hyper)
-    return not isinstance(instruction.infer(shapes, hyper), Rejection)
+    if features:
+        shapes = features + instruction.weight_shapes(features, hyper)
+        return not isinstance(instruction.infer(shapes, hyper), Rejection)
+    choices = product(WEIGHTS, repeat=len(instruction.arguments))
+    return any(not isinstance(instruction.infer(shapes, hyper), Rejection) for shapes in choices)
 
 
 @pytest.mark.parametrize(("name", "shapes", "hyper"), MEMBERS)

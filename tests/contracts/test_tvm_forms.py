@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_instructions import CASES
+from test_instructions import CASES, scaled_by
 
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
@@ -36,6 +36,20 @@ def test_tvm_and_numpy_agree_for_a_fixed_and_a_symbolic_batch(name):
         np.testing.assert_allclose(actual, meaning, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LOWERINGS])
+def test_what_gives_a_weight_is_a_constant_in_tvm(name):
+    builder = relax.BlockBuilder()
+    expected = {}
+    for i, (shapes, hyper) in enumerate(CASES[name]):
+        graph, x, weights = scaled_by(name, shapes, hyper)
+        variable = relax.Var("x", relax.TensorType(x.shape, "float32"))
+        _add_operator(builder, f"case{i}", graph, weights, variable)
+        expected[f"case{i}"] = (x, evaluate(graph, [x], weights))
+    machine = _compiled(builder.get())
+    for function, (x, meaning) in expected.items():
+        np.testing.assert_allclose(machine[function](tvm.runtime.tensor(x)).numpy(), meaning, rtol=1e-6)
+
+
 def test_what_depends_on_weights_alone_is_computed_before_compilation():
     b = Builder()
     x = b.input(6)
@@ -45,16 +59,20 @@ def test_what_depends_on_weights_alone_is_computed_before_compilation():
     weights = [np.full(shape, 0.5, np.float32) for shape in graph.weight_shapes]
     builder = relax.BlockBuilder()
     variable = relax.Var("x", relax.TensorType((3, 6), "float32"))
-    with builder.function("main", [variable]):
-        with builder.dataflow():
-            result = builder.emit_output(emit(builder, graph, weights, [variable]))
-        builder.emit_func_output(result)
+    _add_operator(builder, "main", graph, weights, variable)
     module = builder.get()
     (block,) = module["main"].body.blocks
     assert [binding.value.op.name for binding in block.bindings] == ["relax.matmul", "relax.nn.relu"]
     sample = np.ones((3, 6), np.float32)
     actual = _compiled(module)["main"](tvm.runtime.tensor(sample)).numpy()
     np.testing.assert_allclose(actual, evaluate(graph, [sample], weights), rtol=1e-6)
+
+
+def _add_operator(builder, function, graph, weights, variable):
+    with builder.function(function, [variable]):
+        with builder.dataflow():
+            result = builder.emit_output(emit(builder, graph, weights, [variable]))
+        builder.emit_func_output(result)
 
 
 def _add_function(builder, function, name, types, hyper):

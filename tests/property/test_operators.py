@@ -37,10 +37,13 @@ reproducibly = settings(
     max_examples=120,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-INPUT_SHAPES = ((4, 6, 6), (8, 4, 5), (2, 3, 3), (8,))
+INPUT_SHAPES = ((4, 6, 6), (8, 4, 5), (2, 3, 3), (8,), (3, 8))
 MAX_VALUES = 2000
-NAMES = sorted(INSTRUCTIONS)
-OFTEN = ["cross_correlation"] * 4 + ["matrix_product"] * 3 + ["channel_slice", "channel_shuffle", "concat"]
+NAMES = sorted(name for name, row in INSTRUCTIONS.items() if row.result is Kind.FEATURE)
+OFTEN = ["cross_correlation"] * 4 + ["matrix_product"] * 6 + ["channel_slice", "channel_shuffle", "concat"]
+OFTEN += ["scale", "channel_scale", "outer_product", "matrix_vector_product"] * 2
+RANKS = {"outer_product": (1, 1), "matrix_vector_product": (2, 1), "matrix_product": (1, None)}
+"""Of features, where most would not fit."""
 
 
 @st.composite
@@ -61,7 +64,11 @@ def operators(draw):
 def _with_instruction(draw, nodes, name):
     instruction, types = INSTRUCTIONS[name], infer_types(tuple(nodes))
     features = [i for i, t in enumerate(types) if t.kind is Kind.FEATURE]
-    args = [draw(st.sampled_from(features[-4:])) for kind in instruction.arguments if kind is Kind.FEATURE]
+    args = [
+        draw(st.sampled_from([i for i in features if rank in (None, len(types[i].shape))][-4:] or features))
+        for kind, rank in zip(instruction.arguments, RANKS.get(name, (None, None)), strict=False)
+        if kind is Kind.FEATURE
+    ]
     if not args:
         return nodes
     shape = types[args[0]].shape
@@ -80,19 +87,69 @@ def _with_instruction(draw, nodes, name):
         alike = [i for i, node in enumerate(grown) if node.op == WEIGHT and node.shape == wanted]
         if alike and draw(st.booleans()):
             args.append(alike[0])
-        elif len(wanted) == 2 and draw(st.booleans()):
-            args.append(len(grown) + 2)
-            grown += [Node(WEIGHT, shape=(wanted[0], 2)), Node(WEIGHT, shape=(2, wanted[1]))]
-            grown.append(Node("weight_product", (len(grown) - 2, len(grown) - 1)))
+        elif draw(st.booleans()):
+            made = computed_weights(wanted)
+            by = draw(st.sampled_from(sorted({weight[0] for weight in made})))
+            args.append(_grow(grown, draw(st.sampled_from([weight for weight in made if weight[0] == by]))))
         else:
-            args.append(len(grown))
-            grown.append(Node(WEIGHT, shape=wanted))
+            args.append(_grow(grown, wanted))
     if any(np.prod(node.shape) > MAX_VALUES or min(node.shape) < 1 for node in grown if node.op == WEIGHT):
         return nodes
     added = Node(name, tuple(args), tuple(sorted(hyper.items())))
     inferred = infer_node(added, infer_types((*grown, Node("identity", (0,)))))
     fits = not isinstance(inferred, Rejection) and np.prod(inferred.shape) <= MAX_VALUES
     return [*grown, added] if fits else nodes
+
+
+def _grow(nodes, weight):
+    """Append the nodes of a weight, a leaf's shape or (name, settings, *weights); return the index of the last."""
+    if all(isinstance(size, int) for size in weight):
+        nodes.append(Node(WEIGHT, shape=weight))
+    else:
+        name, settings, *arguments = weight
+        nodes.append(Node(name, tuple(_grow(nodes, a) for a in arguments), tuple(sorted(settings.items()))))
+    return len(nodes) - 1
+
+
+def computed_weights(shape):
+    """Weights of a shape made by every instruction on weights alone that can make it, from leaves."""
+    size = int(np.prod(shape))
+    pair = (shape, shape)
+    numbers = [(name, {}, (2, 2)) for name in ("determinant", "trace", "rank", "weight_frobenius_norm")]
+    numbers += [("weight_dot_product", {}, (3,), (3,)), ("weight_vector_norm", {"order": 1}, (3,))]
+    numbers += [("matrix_norm", {"order": 2}, (2, 3)), (1,)]
+    weights = [("weight_add", {}, *pair), ("weight_subtract", {}, *pair), ("weight_hadamard", {}, *pair)]
+    weights += [("weight_scale", {}, shape, number) for number in numbers]
+    weights += [("weight_reshape", {"shape": shape}, (size,))]
+    weights += [("weight_transpose", {"axes": tuple(range(len(shape)))[::-1]}, shape[::-1])]
+    if len(shape) == 1:
+        weights.append(("weight_matrix_vector_product", {}, (size, 2), (2,)))
+        weights += [(name, {"factor": 1, "rank": size}, (size, size)) for name in ("svd", "eigen")]
+    if len(shape) == 2:
+        rows, columns = shape
+        weights.append(("weight_product", {}, (rows, 2), (2, columns)))
+        weights.append(("weight_outer_product", {}, (rows,), (columns,)))
+        weights += [("kronecker_product", {}, (rows, 1), (1, columns)), ("pseudo_inverse", {}, (columns, rows))]
+        tall, rank = rows > columns, min(shape)
+        weights += [("zero_matrix", {"shape": shape}), ("qr", {"factor": 0 if tall else 1}, shape)]
+        weights.append(("svd", {"factor": 0 if tall else 2, "rank": rank}, shape))
+    if len(shape) == 2 and rows == columns:
+        weights += [("inverse", {"ridge": 0.01}, shape), ("cholesky", {"ridge": 0.01}, (rows, 3))]
+        weights += [("identity_matrix", {"size": rows}), ("diagonal_matrix", {}, (rows,))]
+        weights.append(("eigen", {"factor": 0, "rank": rows}, shape))
+    return weights
+
+
+def test_random_operators_hold_every_instruction():
+    computed = {name for shape in ((1,), (2,), (2, 3), (3, 3), (4, 2, 3, 3)) for name in _names(shape)}
+    assert computed | set(NAMES) == set(INSTRUCTIONS)
+
+
+def _names(shape):
+    nodes = []
+    for weight in computed_weights(shape):
+        _grow(nodes, weight)
+    return {node.op for node in nodes if node.op != WEIGHT}
 
 
 def arrays(graph, seed=0):
@@ -252,11 +309,11 @@ hyper_values = st.integers() | st.floats() | st.lists(st.integers(-3, 2**40), ma
 
 @settings(derandomize=True, deadline=None, max_examples=400)
 @given(
-    st.sampled_from(NAMES),
+    st.sampled_from(sorted(INSTRUCTIONS)),
     st.lists(st.lists(st.integers(-2, 2**40), max_size=5).map(tuple), max_size=3).map(tuple),
     st.data(),
 )
 def test_shape_rules_are_total(name, shapes, data):
-    keys = {*INSTRUCTIONS[name].hyperparameters, *data.draw(st.sets(st.sampled_from(("shape", "extra"))))}
+    keys = {*INSTRUCTIONS[name].hyperparameters, *data.draw(st.sets(st.sampled_from(("shape", "size", "extra"))))}
     shape = INSTRUCTIONS[name].infer(shapes, {key: data.draw(hyper_values) for key in sorted(keys)})
     assert isinstance(shape, Rejection) or min(shape) > 0
