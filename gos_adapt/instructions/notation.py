@@ -52,7 +52,7 @@ class Term(sympy.Expr):  # type: ignore[misc]  # sympy is untyped
     def _latex(self, printer: Any) -> str:
         mark = _LATEX_SIGNS.get(self._symbol, rf"\operatorname{{{self._symbol}}}")
         if self._label:
-            label = self._label.replace("×", r" \times ").replace(", ", r",\,")
+            label = self._label.replace("×", r" \times ").replace("λ", r"\lambda").replace(", ", r",\,")
             mark += rf"_{{\mathrm{{{label}}}}}"
         if self._symbol.isalpha():
             return rf"{mark}\left({', '.join(map(printer._print, self._arguments))}\right)"

@@ -11,6 +11,10 @@ from onnx import helper
 
 from device_targets import host
 from gos_adapt.errors import ModelImportError
+from gos_adapt.operators.builder import Builder
+from gos_adapt.operators.evaluate import evaluate
+from gos_adapt.operators.graph import OperatorGraph
+from gos_adapt.operators.onnx_form import to_onnx
 from tvm_passes.build import target_of
 from tvm_passes.compat import tvm
 from tvm_passes.frontend import import_onnx
@@ -106,6 +110,34 @@ def test_other_kernels_compute_what_onnx_runtime_computes(
     proto = graph(nodes, (batch, 16, 6, 6), weights, {"y": rank})
     array = random(batch, 16, 6, 6, seed=9)
     (got,), (wanted,) = outputs_of(lowered(proto, AVX2, batch=batch), array), expected(proto, array)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["vector_norm", "frobenius_norm", "dot_product", "scale", "outer_product", "matrix"])
+def test_linear_algebra_between_blocked_kernels_computes_its_meaning(name: str) -> None:
+    b = Builder()
+    x = b.convolution(b.input(16, 6, 6), 8, (1, 1))
+    pooled = b.apply("global_average_pool", x)
+    match name:
+        case "vector_norm":
+            x = b.apply(name, x, order=2)
+        case "frobenius_norm":
+            x = b.apply("add", pooled, b.apply(name, x))
+        case "dot_product":
+            x = b.apply(name, x, b.apply("relu", x))
+        case "scale":
+            x = b.apply(name, x)
+        case "outer_product":
+            x = b.apply(name, pooled, b.apply("relu", pooled))
+        case "matrix":
+            x = b.apply("matrix_vector_product", b.apply("reshape", x, shape=(36, 8)), pooled)
+    if len(b.shape(x)) == 3:
+        b.convolution(x, 8, (1, 1))
+    operator = b.graph()
+    assert isinstance(operator, OperatorGraph)
+    array, weights = random(3, 16, 6, 6), [random(*shape, seed=1) for shape in operator.weight_shapes]
+    (got,) = outputs_of(lowered(to_onnx(operator, weights), AVX2, batch=3), array)
+    wanted = evaluate(operator, [array], weights)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 

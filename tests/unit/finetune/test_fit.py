@@ -119,6 +119,19 @@ def test_fitting_behind_a_wrong_input_undoes_what_can_be_undone():
     np.testing.assert_allclose(found.weights[0], 2 * weights[0], atol=1e-2)
 
 
+def test_a_layer_below_a_computed_bias_is_fitted_by_its_closed_form():
+    graph = operator(PLAIN + "v3 = weight 8\nv4 = weight 1\nv5 = weight_scale(v3, v4)\nv6 = channel_bias(v2, v5)")
+    weights = weights_of(graph, 1)
+    found = fit(graph, (0 * weights[0], *weights[1:]), TorchOperator(graph, weights), activations_of(graph))
+    assert found.relative_error < 1e-5
+    assert found.method == "closed form"
+
+
+def test_scales_start_at_one_and_biases_at_zero():
+    graph = operator("v0 = input 8\nv1 = weight 1\nv2 = scale(v0, v1)\nv3 = weight 8\nv4 = channel_bias(v2, v3)")
+    assert [weight.tolist() for weight in inherit(graph, [])] == [[1], [0] * 8]
+
+
 def test_an_operator_without_weights_is_only_judged():
     graph = operator(INPUT + "v1 = relu(v0)")
     found = fit(graph, (), TorchOperator(graph, ()), activations_of(graph))

@@ -17,6 +17,16 @@ def written(write) -> OperatorGraph:
     return graph
 
 
+def rearranged(b):
+    """A weight (4,) that comes back to the shape and order it had."""
+    matrix = b.apply("weight_reshape", b.weight(4), shape=(2, 2))
+    return b.apply("weight_reshape", b.apply("weight_transpose", matrix, axes=(0, 1)), shape=(4,))
+
+
+def biased_by_rows(b, x, one, other):
+    return b.apply("channel_bias", x, b.apply("weight_reshape", b.apply("weight_add", one, other), shape=(4,)))
+
+
 POOL_OF_ONE = {"kernel": (1, 1), "stride": (2, 2), "padding": (0, 0, 0, 0)}
 REWRITES = {
     "identity goes": (lambda b, x: b.apply("relu", b.apply("identity", x)), lambda b, x: b.apply("relu", x)),
@@ -63,6 +73,22 @@ REWRITES = {
     "product with zero": (
         lambda b, x: b.apply("hadamard", x, b.apply("zero", b.apply("tanh", x), shape=(4, 6, 6))),
         lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
+    ),
+    "dot product with zero": (
+        lambda b, x: b.apply("dot_product", x, b.apply("zero", x, shape=(4, 6, 6))),
+        lambda b, x: b.apply("zero", x, shape=(1, 6, 6)),
+    ),
+    "norm of zero": (
+        lambda b, x: b.apply("frobenius_norm", b.apply("zero", x, shape=(4, 6, 6))),
+        lambda b, x: b.apply("zero", x, shape=(4,)),
+    ),
+    "weight reshaped twice and moved by nothing": (
+        lambda b, x: b.apply("channel_bias", x, rearranged(b)),
+        lambda b, x: b.bias(x),
+    ),
+    "equal constants are one": (
+        lambda b, x: biased_by_rows(b, x, b.apply("identity_matrix", size=2), b.apply("identity_matrix", size=2)),
+        lambda b, x: biased_by_rows(b, x, *[b.apply("identity_matrix", size=2)] * 2),
     ),
     "maximum with zero": (
         lambda b, x: b.apply("maximum", x, b.apply("zero", x, shape=(4, 6, 6))),

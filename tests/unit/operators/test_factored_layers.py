@@ -13,6 +13,8 @@ from gos_adapt.operators.evaluate import evaluate, fold
 from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.operators.text import parse
 from gos_adapt.operators.torch_form import TorchOperator
+from gos_adapt.report import facts
+from gos_adapt.report.operator_svg import operator_svg
 from tvm_passes.compat import relax, tvm
 from tvm_passes.lower_instructions import emit
 
@@ -165,6 +167,15 @@ def test_the_equation_of_a_factored_layer_names_its_factors():
     assert r"x \cdot \left(W_{1} \otimes W_{2}\right)" in written.latex
     assert equation(orthogonal_layer()[0].graph()).text == "y = b*(x · (qr_{Q}(W)))"
     assert "I_6" in equation(residual_weight()[0].graph()).text
+
+
+def test_the_drawing_of_a_factored_layer_has_a_box_for_a_constant_and_no_arrow_to_it():
+    graph = residual_weight()[0].graph()
+    drawing = facts.drawing(graph.text)
+    constants = [i for i, box in enumerate(drawing.boxes) if box.name in ("identity matrix", "zero matrix")]
+    assert len(constants) == 2
+    assert not any(target in constants for _, target in drawing.arrows)
+    assert operator_svg(drawing, "layer").count('class="node') == len(graph.nodes)
 
 
 def _in_onnx_runtime(graph, weights, x):
