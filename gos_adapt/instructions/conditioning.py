@@ -63,6 +63,6 @@ def ridged(gram: Tensor, ridge: float, eye: Tensor) -> Tensor:
 def tolerance(shape: Shape) -> float:
     """Return the fraction of the largest singular value below which a float32 matrix's others are rounding.
 
-    Reference: Press et al., "Numerical Recipes", section 2.6, as in `numpy.linalg.matrix_rank`.
+    Reference: the default of `numpy.linalg.matrix_rank` for float32.
     """
     return float(np.finfo(np.float32).eps) * max(shape)
