@@ -35,8 +35,8 @@ def numpy_in_double(function: Callable[..., Array]) -> Callable[..., Array]:
     @wraps(function)
     def rounded(matrix: Array, **hyper: HyperValue) -> Array:
         finite = np.isfinite(matrix).all()
-        result = function(np.where(finite, matrix, 0).astype(np.float64), **hyper)
         with np.errstate(over="ignore"):
+            result = function(np.where(finite, matrix, 0).astype(np.float64), **hyper)
             return np.where(finite, result, np.nan).astype(matrix.dtype)
 
     return rounded

@@ -161,6 +161,7 @@ def test_what_is_not_finite_gives_nan_and_no_error(name, hyper, bad):
 
 def test_what_leaves_float32_is_infinite_without_a_warning():
     assert applied("determinant", np.diag([1e30, 1e30]).astype(np.float32)) == np.inf
+    assert applied("determinant", np.diag([1e30] * 20).astype(np.float32)) == np.inf  # and float64
 
 
 # Gradients
