@@ -9,10 +9,12 @@ from gos_adapt.instructions import (
     aggregation,
     convolution,
     decompositions,
+    feature_products,
     linear_algebra,
     matrix_functions,
     norms,
     pooling,
+    scaling,
     structure,
     weight_algebra,
 )
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ROWS: tuple[Instruction, ...] = (
     *convolution.ROWS,
     *linear_algebra.ROWS,
+    *feature_products.ROWS,
+    *scaling.ROWS,
     *norms.ROWS,
     *weight_algebra.ROWS,
     *matrix_functions.ROWS,

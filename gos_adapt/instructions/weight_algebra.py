@@ -3,8 +3,8 @@
 A layer's weight is what a chain of these makes of its leaves: factors of low rank, Kronecker factors, a scaled or tied
 matrix. Filters become matrices and matrices filters by `weight_reshape` and `weight_transpose`.
 
-Reference: METHOD 1.2. `diagonal_matrix`, `weight_scale`, `weight_reshape` and `weight_transpose` are ours: without them
-the factors of a decomposition cannot be multiplied again, nor be those of a convolution.
+Reference: METHOD 1.2. `diagonal_matrix`, `weight_reshape` and `weight_transpose` are ours: without them the factors of
+a decomposition cannot be multiplied again, nor be those of a convolution.
 """
 
 from __future__ import annotations
@@ -24,17 +24,13 @@ _WEIGHT = (Kind.WEIGHT,)
 _WEIGHTS = (Kind.WEIGHT, Kind.WEIGHT)
 
 
-def _product_shape(a: Shape, b: Shape) -> Shape | Rejection:
-    return (a[0], *b[1:]) if a[1] == b[0] else Rejection(f"inner dimensions differ: {a} times {b}")
+def _matrix_vector_shape(a: Shape, b: Shape) -> Shape | Rejection:
+    return a[:1] if a[1:] == b else Rejection(f"inner dimensions differ: {a} times {b}")
 
 
 def _dot_shape(a: Shape, b: Shape) -> Shape | Rejection:
     shape = same_shape(a, b)
     return shape if isinstance(shape, Rejection) else (1,)
-
-
-def _scale_shape(w: Shape, factor: Shape) -> Shape | Rejection:
-    return w if factor == (1,) else Rejection(f"the factor must be (1,), got {factor}")
 
 
 def _reshape_shape(w: Shape, shape: Shape) -> Shape | Rejection:
@@ -79,25 +75,9 @@ ROWS = (
         commutative=True,
     ),
     Instruction(
-        name="weight_scale",
-        arguments=_WEIGHTS,
-        infer=shape_rule(_scale_shape, None, 1),
-        numpy=np.multiply,
-        torch=torch.mul,
-        equation=lambda w, factor: w * factor,
-    ),
-    Instruction(
-        name="weight_product",
-        arguments=_WEIGHTS,
-        infer=shape_rule(_product_shape, 2, 2),
-        numpy=np.matmul,
-        torch=torch.matmul,
-        equation=term("·"),
-    ),
-    Instruction(
         name="weight_matrix_vector_product",
         arguments=_WEIGHTS,
-        infer=shape_rule(_product_shape, 2, 1),
+        infer=shape_rule(_matrix_vector_shape, 2, 1),
         numpy=np.matmul,
         torch=torch.matmul,
         equation=term("·"),
