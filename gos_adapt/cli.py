@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gos_adapt import __version__, interrupt
-from gos_adapt.config import AdaptConfig, check_target, parse_duration
+from gos_adapt.config import STRATEGY_NAMES, AdaptConfig, check_target, parse_duration, parse_latency
 from gos_adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -100,7 +100,32 @@ def commands() -> None:
     help="Your data, metric and splits (docs/task-file.md). Without it only rewrites that keep the function are made.",
 )
 @click.option("--epsilon", type=float, default=0.01, show_default=True, help="Acceptable loss of the task's metric.")
-@click.option("--max-sites", type=int, default=10, show_default=True, help="Replace at most this many operators.")
+@click.option(
+    "--speedup",
+    "speed_up",
+    type=float,
+    metavar="FACTOR",
+    help="Reach this factor over the compiled original, at the least loss of accuracy, whatever it is.",
+)
+@click.option(
+    "--target-latency",
+    "target_latency_s",
+    type=parse_latency,
+    metavar="LATENCY",
+    help="Likewise, as a latency such as 0.4ms. Without either: as fast as --epsilon allows.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGY_NAMES),
+    help="Choose all replacements at once, or the worst operator first.  [default: global; iterative without a task]",
+)
+@click.option("--train-all", is_flag=True, help="Train all layers to recover accuracy, not the replaced ones alone.")
+@click.option(
+    "--max-sites",
+    type=int,
+    metavar="N",
+    help="Replace at most this many operators.  [default: any number; 10 with the iterative strategy]",
+)
 @click.option(
     "--budget",
     "budget_s",

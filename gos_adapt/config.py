@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from device_targets import DEVICES
 from gos_adapt.errors import ConfigError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from gos_adapt.task import Task
 
+StrategyName = Literal["iterative", "global"]
+STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
+_LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|us|µs)")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
@@ -31,9 +34,15 @@ class AdaptConfig:
             function within numerical tolerance.
         epsilon: Loss of the task's metric that is acceptable (`Metric.drop`): absolute for fractions (top-1: 0.01 is
             one point), relative for errors (mean absolute error: 0.01 is one per cent more).
-        max_sites: Replace at most this many sites.
+        max_sites: Replace at most this many sites; `None` for 10 with the iterative strategy (the thesis' number), and
+            for any number with the global one.
         budget_s: Seconds after which the best result so far is delivered (15 minutes by default); `None` for no limit.
         seed: Of everything random.
+        strategy: ``"global"`` chooses all replacements at once and needs a task, ``"iterative"`` the worst operator
+            first; `None` for global where there is a task.
+        target_latency_s: Latency of the whole model to reach, at the least loss; epsilon then stops nothing.
+        speed_up: The same, as a factor on our compiled original's latency.
+        train_all: Whether recovery trains the layers too that keep their operator.
         out: Where `folder` is; `None` for ``runs/<model>-<target>``.
         policy: Continue the run that is in `out`, or discard it.
         example_inputs: One tensor per input of a module.
@@ -46,9 +55,13 @@ class AdaptConfig:
     target: str = "host"
     task: Path | Task | None = None
     epsilon: float = 0.01
-    max_sites: int = 10
+    max_sites: int | None = None
     budget_s: float | None = 900.0
     seed: int = 0
+    strategy: StrategyName | None = None
+    target_latency_s: float | None = None
+    speed_up: float | None = None
+    train_all: bool = False
     out: Path | None = None
     policy: Literal["resume", "fresh"] = "resume"
     example_inputs: tuple[torch.Tensor, ...] = ()
@@ -64,14 +77,30 @@ class AdaptConfig:
             )
         if not (0 <= self.epsilon < math.inf):
             raise ConfigError(f"epsilon must be a finite number of at least 0, got {self.epsilon}; try 0.01")
-        if self.max_sites < 1:
+        if self.max_sites is not None and self.max_sites < 1:
             raise ConfigError(f"max sites must be at least 1, got {self.max_sites}; 'adapt profile' changes nothing")
         if self.budget_s is not None and not (0 < self.budget_s < math.inf):
             raise ConfigError(f"the budget must be positive, got {self.budget_s} s; try 15m")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"the seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        if self.strategy not in (None, *STRATEGY_NAMES):
+            raise ConfigError(f"the strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}")
+        if self.strategy == "global" and self.task is None:
+            raise ConfigError("the global strategy trains what it chose, so it needs a task; give one, or 'iterative'")
+        if self.train_all and self.task is None:
+            raise ConfigError("training all layers needs a task: give one")
+        if self.target_latency_s is not None and not (0 < self.target_latency_s < math.inf):
+            raise ConfigError(f"the target latency must be positive, got {self.target_latency_s} s; try 0.4ms")
+        if self.speed_up is not None and not (1 < self.speed_up < math.inf):
+            raise ConfigError(f"the speed-up must be above 1, got {self.speed_up}; try 2")
+        if self.target_latency_s is not None and self.speed_up is not None:
+            raise ConfigError("give a target latency or a speed-up, not both: each says what to reach")
         if self.policy not in ("resume", "fresh"):
             raise ConfigError(f"the policy must be 'resume' or 'fresh', got {self.policy!r}")
+
+    def strategy_for(self, task: Task | None) -> StrategyName:
+        """Return the strategy: the one asked for, or the default with or without a task."""
+        return self.strategy or ("iterative" if task is None else "global")
 
     @property
     def model_name(self) -> str:
@@ -108,3 +137,16 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ConfigError(f"a duration looks like 90s, 15m or 1h30m, got {text!r}")
     return seconds
+
+
+def parse_latency(text: str) -> float:
+    """Seconds in a latency such as ``"0.4ms"`` or ``"250us"``.
+
+    Raises:
+        ConfigError: it is not a latency.
+    """
+    match = _LATENCY.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"a latency looks like 0.4ms, 250us or 1.5s, got {text!r}")
+    value, unit = match.groups()
+    return float(value) * {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}[unit]

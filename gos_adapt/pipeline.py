@@ -28,7 +28,6 @@ from gos_adapt.model.load import load_model, load_module
 from gos_adapt.model.random_array import random_samples
 from gos_adapt.model.sites import find_sites
 from gos_adapt.progress import Progress, Silent
-from gos_adapt.replacing import Adapted, Loop, Request
 from gos_adapt.report.html import write_report
 from gos_adapt.result import (
     Accuracy,
@@ -40,6 +39,8 @@ from gos_adapt.result import (
     Result,
 )
 from gos_adapt.run_folder import RunFolder, replace_atomic, write_atomic
+from gos_adapt.strategies import STRATEGIES
+from gos_adapt.strategies.setting import Adapted, Request
 from gos_adapt.summary import (
     count_macs,
     count_parameters,
@@ -100,11 +101,21 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
     ):
         progress.note(_opening(model, device, task))
         stages = _Stages()
-        request = Request(config.epsilon, config.max_sites, config.seed)
+        request = Request(
+            epsilon=config.epsilon,
+            max_sites=config.max_sites,
+            seed=config.seed,
+            target_latency_s=config.target_latency_s,
+            speed_up=config.speed_up,
+            train_all=config.train_all,
+        )
         time_left = _budget(config, folder, progress)
-        loop = Loop(model, task, request, workbench, folder, progress, time_left, partial(_write_models, folder, model))
+        keep = partial(_write_models, folder, model)
+        strategy = STRATEGIES[config.strategy_for(task)](
+            model, task, request, workbench, folder, progress, time_left, keep
+        )
         with stages.time("profile, select, search, splice"):
-            adapted = loop.run()
+            adapted = strategy.run()
         for finding in (RESULT, REPORT):  # of an earlier process of this run: what follows replaces it
             folder.remove(finding)
         with stages.time("compile"):
@@ -121,12 +132,21 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             with progress.stage("accuracy on the test split"):
                 accuracy = _accuracy(model, adapted.model, int8, task, device)
         with stages.time("measure"):
-            after = loop.profile(adapted.model, find_sites(adapted.model), "adapted")
+            after = strategy.profile(adapted.model, find_sites(adapted.model), "adapted")
             latencies = _latencies(model, built, int8, workbench, progress)
         result = Result(
             model=ModelSummary(model.name, model.key, model.inputs, model.outputs),
             device=DeviceSummary(device.name, device.kind, str(target_of(device)), device.threads, device.memory_bytes),
-            options=Options(config.epsilon, config.max_sites, config.budget_s, config.seed),
+            options=Options(
+                epsilon=config.epsilon,
+                max_sites=config.max_sites,
+                budget_s=config.budget_s,
+                seed=config.seed,
+                strategy=config.strategy_for(task),
+                target_latency_s=config.target_latency_s,
+                speed_up=config.speed_up,
+                train_all=config.train_all,
+            ),
             environment=read_environment(),
             accuracy=accuracy,
             latency=latencies,
@@ -226,6 +246,10 @@ def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Devi
         "memory_bytes": device.memory_bytes,
         "epsilon": config.epsilon,
         "max_sites": config.max_sites,
+        "strategy": config.strategy_for(task),
+        "target_latency_s": config.target_latency_s,
+        "speed_up": config.speed_up,
+        "train_all": config.train_all,
         "seed": config.seed,
     }
 
@@ -359,6 +383,9 @@ def _notes(task: Task | None, adapted: Adapted, folder: RunFolder) -> tuple[str,
             "No task was given: only rewrites that keep the function within numerical tolerance were allowed, and no "
             "accuracy was measured."
         )
+    notes += adapted.notes
+    if retrained := sum(replacement.retrained for replacement in adapted.replacements):
+        notes.append(f"{retrained} layers kept their operator and were trained with the replacements.")
     notes += _slow(adapted.profile.kernels)
     notes.append(f"Evaluations in the journal: {len(folder.journal)}.")
     return tuple(notes)

@@ -73,15 +73,23 @@ class Options:
 
     Attributes:
         epsilon: Accuracy that may be lost, in the metric's unit.
-        max_sites: Most sites to replace.
+        max_sites: Most sites to replace; None for the strategy's own bound.
         budget_s: Longest the run may take; None for no bound.
         seed: Of the one random generator.
+        strategy: How replacements were chosen.
+        target_latency_s: To be reached; None when it was not asked for.
+        speed_up: Likewise, over the compiled original.
+        train_all: Whether layers that kept their operator were trained too.
     """
 
     epsilon: float
-    max_sites: int
+    max_sites: int | None
     budget_s: float | None
     seed: int
+    strategy: str
+    target_latency_s: float | None
+    speed_up: float | None
+    train_all: bool
 
 
 @dataclass(frozen=True)

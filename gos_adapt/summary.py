@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from gos_adapt.model.model import Model, Site
     from gos_adapt.operators.graph import OperatorGraph
     from gos_adapt.quantities import Measurement
-    from gos_adapt.replacing import Adapted, Step
     from gos_adapt.search.candidate import Outcome
+    from gos_adapt.strategies.setting import Adapted, Step
     from gos_adapt.task import Metric
 
 FEASIBLE, NOT_JUDGED = "feasible", "not judged"
@@ -48,7 +48,7 @@ def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
         adapted: What the loop did.
         after: Profile of the adapted model.
     """
-    replaced = {replacement.site: replacement for replacement in adapted.replacements}
+    replaced = {replacement.site: replacement for replacement in adapted.replacements if not replacement.retrained}
     reasons = dict(adapted.selection.reasons)
     for step in adapted.steps:
         reasons |= {site.name: _fate(site, step) for site in step.sites}
@@ -104,8 +104,10 @@ def count_macs(adapted: Adapted) -> Change:
 
 def _fate(site: Site, step: Step) -> str:
     reason = step.selection.reasons[site.name]
-    if step.chosen is not None:
+    if site.name in step.chosen:
         return f"{reason}; replaced"
+    if step.chosen:
+        return f"{reason}; kept, because the others of its kind were enough"
     if not any(outcome.judgement for outcome in step.front.outcomes if not outcome.is_original):
         return f"{reason}; kept, because no candidate was promising enough, or in time, to be judged"
     if not step.front.best:
@@ -172,7 +174,7 @@ def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
         outcome=FEASIBLE if outcome.feasible else NOT_JUDGED if outcome.waiting else outcome.level,
         feasible=outcome.feasible,
         on_front=outcome in step.front.best,
-        chosen=outcome is step.chosen,
+        chosen=outcome in step.chosen.values(),
         lineage=outcome.candidate.lineage,
     )
 

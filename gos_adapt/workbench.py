@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_targets.session import LOST, Effort, Session, measure
 from gos_adapt.cache_folder import cache_folder
-from gos_adapt.errors import AdaptError
+from gos_adapt.errors import AdaptError, ModelImportError
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.profiling.in_place import RUNS, time_in_place
@@ -101,13 +102,38 @@ class Workbench:
         for kernel, reason in tuning.untunable.items():
             self._progress.note(f"kernel {kernel} keeps TVM's order, which is slow: {reason}")
 
-    def measure_operators(self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]]) -> list[Measurement]:
+    def measure_models(self, models: Sequence[Model]) -> list[Measurement]:
+        """Time whole models at batch 1 in turns, their kernels tuned.
+
+        Raises:
+            AdaptError: one cannot be built, or the device is gone.
+        """
+        built = [self.build(model, self._path()) for model in models]
+        libraries = [self.session.load(each.path) for each in built]
+        measured = measure(
+            self.session,
+            {
+                str(k): partial(library.function_evaluator, "main", random_inputs(each, "main"))
+                for k, (each, library) in enumerate(zip(built, libraries, strict=True))
+            },
+        )
+        return [measured[str(k)] for k in range(len(models))]
+
+    def measure_operators(
+        self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]], *, tuned: bool = False
+    ) -> list[Measurement]:
         """Time operators as they would run inside a model: one library, one upload, interleaved.
 
         One that cannot be built costs only itself: the batch is halved until it stands alone.
+
+        Args:
+            batch: Operators with weights.
+            tuned: Whether kernels that were never tuned are tuned first; without, they run on a guessed schedule.
         """
         names = [f"candidate_{k}" for k in range(len(batch))]
         protos = {name: to_onnx(operator, weights) for name, (operator, weights) in zip(names, batch, strict=True)}
+        if tuned:
+            self._tune_functions(protos)
         measured = self._measure_functions(protos)
         return [measured[name] for name in names]
 
@@ -135,6 +161,13 @@ class Workbench:
         for name in [name for name, latency in measured.items() if (latency.error or "").startswith(LOST)]:
             measured |= self._measure_functions({name: protos[name]})  # another one's crash is not this one's fault
         return measured
+
+    def _tune_functions(self, protos: dict[str, Any]) -> None:
+        """Tune each by itself: what cannot be imported is found out, and said, when it is measured."""
+        for name, proto in protos.items():
+            with contextlib.suppress(ModelImportError):
+                waiting = self._tuner.unknown(prepare_functions({name: proto}, self.device, 1).kernels)
+                self._tuner.tune(waiting)
 
     def _path(self) -> Path:
         """A new file name: a device never sees two libraries of one name."""

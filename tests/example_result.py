@@ -156,7 +156,16 @@ def example_result() -> Result:
             outputs=(TensorSpec("logits", ("N", 10), "float32"),),
         ),
         device=DeviceSummary("host", "cpu", "llvm -mcpu=znver4", 2, 8 * 2**30),
-        options=Options(epsilon=0.01, max_sites=10, budget_s=900.0, seed=0),
+        options=Options(
+            epsilon=0.01,
+            max_sites=10,
+            budget_s=900.0,
+            seed=0,
+            strategy="iterative",
+            target_latency_s=None,
+            speed_up=None,
+            train_all=False,
+        ),
         environment=Environment(
             cpu="AMD EPYC",
             cores=2,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gos_adapt.finetune.capture import plain
 from gos_adapt.model.torch_executor import TorchExecutor
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class AdaptedModel(nn.Module):
         if self.whole:
             tensors = self._advance(tensors, 0)
         for k, operator in enumerate(operators):
-            tensors = self.pass_site(tensors, k, operator(plain(tensors[self.sites[k].input])))
+            tensors = self.pass_site(tensors, k, operator(tensors[self.sites[k].input]))
         return tensors[self.cuts[-1][0]]
 
     def pass_site(self, tensors: Tensors, k: int, output: Tensor) -> Tensors:

@@ -44,7 +44,7 @@ def capture(model: Model, sites: Sequence[Site], samples: np.ndarray) -> dict[st
     inputs = read(executor, model.inputs[0].name, [site.input for site in sites], samples)
     kept = {}
     for site, values in zip(sites, inputs, strict=True):
-        part = plain(values[: sample_limit(site)].clone())
+        part = values[: sample_limit(site)].clone()
         kept[site.name] = Activations(part, part)
     return kept
 
@@ -52,15 +52,6 @@ def capture(model: Model, sites: Sequence[Site], samples: np.ndarray) -> dict[st
 def sample_limit(site: Site) -> int:
     """How many samples of a site's activations fit in `MAX_BYTES`."""
     return max(MIN_SAMPLES, MAX_BYTES // (4 * (math.prod(site.input_shape) + math.prod(site.output_shape))))
-
-
-def plain(values: Tensor) -> Tensor:
-    """Bring what an operator will read into plain memory order (the executor's is channels last).
-
-    In channels last, the weight gradient of a strided 1x1 convolution of few channels writes outside its memory:
-    https://github.com/uxlfoundation/oneDNN/issues/6035, in torch 2.13 and 2.14.
-    """
-    return values.contiguous()
 
 
 def read(executor: TorchExecutor, source: str, names: Sequence[str], samples: np.ndarray) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """Train replacements inside the model against the original model's outputs, and score what comes out.
 
 The teacher is the original model: its outputs are computed once for each training sample. Where the task has labels,
-the task's loss is added. Only the replaced operators are trained (METHOD 1.3), or everything (`recover`, METHOD 1.4.4).
+the task's loss is added. Only the replaced operators are trained (METHOD 1.3); `recovery` trains more, and for longer.
 
 Reference: METHOD 1.3, 1.4.3. Deviations: the learning rate falls along a cosine to zero, because the last of a few
 dozen steps must settle; gradients are clipped, because factors from a closed form can be badly scaled.
@@ -9,29 +9,27 @@ dozen steps must settle; gradients are clipped, because factors from a closed fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
-from gos_adapt.finetune.capture import Activations, plain, sample_limit
+from gos_adapt.finetune.capture import Activations, sample_limit
 from gos_adapt.finetune.fit import DEFAULT, THOROUGH, FitSettings, fit
-from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.search.candidate import Judgement
 from gos_adapt.task import Score
 
 if TYPE_CHECKING:
-    from gos_adapt.model.model import Array, Model, Replacement, Site
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gos_adapt.model.model import Array, Model, Site
     from gos_adapt.operators.graph import OperatorGraph
     from gos_adapt.task import Metric, Split, Task
 
-Progress = Callable[[int, int], None]
-"""(steps done, steps in all)"""
 MAX_GRADIENT_NORM = 10.0
 GLANCE = 256
 """Samples that tell a hopeless candidate from one that deserves a closer look."""
@@ -129,14 +127,14 @@ class AccuracyJudge:
 
     def __call__(self, operator: OperatorGraph, weights: tuple[tuple[Array, ...], ...]) -> Judgement:
         """Return the judgement of `operator` at all sites; `weights` (one tuple a site) are where fitting starts."""
-        initial = [weights[k] for k in self._order]
-        operators = fit_in_order(self._adapted, self._taught[slice(0, GLANCE)], operator, initial, DEFAULT)
+        initial, same = [weights[k] for k in self._order], [operator] * len(self._order)
+        operators = fit_in_order(self._adapted, self._taught[slice(0, GLANCE)], same, initial, DEFAULT)
         glance = self._judgement(operators, GLANCE)
         if glance.drop >= 2 * self.hopeless:
             return glance
         start = self._taught[slice(0, self._fit_samples)]
         initial = [fitted.weights() for fitted in operators]
-        operators = fit_in_order(self._adapted, start, operator, initial, self._fitting)
+        operators = fit_in_order(self._adapted, start, same, initial, self._fitting)
         before = self._judgement(operators)
         if not self.enough < before.drop < self.hopeless:
             return before
@@ -164,34 +162,34 @@ class AccuracyJudge:
 def fit_in_order(
     adapted: AdaptedModel,
     start: dict[str, Tensor],
-    operator: OperatorGraph,
+    operators: Sequence[OperatorGraph],
     initial: Sequence[Sequence[Array]],
     settings: FitSettings = DEFAULT,
 ) -> list[TorchOperator]:
-    """Fit `operator` to every site in model order, each knowing the error of those before it.
+    """Fit an operator to every site in model order, each knowing the error of those before it.
 
     Args:
         adapted: The model and its sites.
         start: Tensors at the first cut for the samples to fit on.
-        operator: The same for all sites.
+        operators: One a site, in model order.
         initial: Weights to start from, one tuple a site, in model order.
         settings: Of the fits.
     """
     adapted_tensors = original_tensors = start
-    operators = []
+    fitted = []
     with torch.no_grad():
-        for k, site in enumerate(adapted.sites):
+        for k, (site, operator) in enumerate(zip(adapted.sites, operators, strict=True)):
             teacher = TorchOperator(site.operator, site.weights)
             limit = sample_limit(site)
-            inputs, teacher_inputs = plain(adapted_tensors[site.input]), plain(original_tensors[site.input])
+            inputs, teacher_inputs = adapted_tensors[site.input], original_tensors[site.input]
             with torch.enable_grad():
-                fitted = fit(
+                found = fit(
                     operator, initial[k], teacher, Activations(inputs[:limit], teacher_inputs[:limit]), settings
                 )
-            operators.append(TorchOperator(operator, fitted.weights))
-            adapted_tensors = adapted.pass_site(adapted_tensors, k, operators[k](inputs))
+            fitted.append(TorchOperator(operator, found.weights))
+            adapted_tensors = adapted.pass_site(adapted_tensors, k, fitted[k](inputs))
             original_tensors = adapted.pass_site(original_tensors, k, teacher(teacher_inputs))
-    return operators
+    return fitted
 
 
 def train(
@@ -202,20 +200,15 @@ def train(
     settings: Training,
     *,
     seed: int,
-    trainable: Literal["replaced", "all"] = "replaced",
     time_left: Callable[[], float] = lambda: float("inf"),
-    progress: Progress | None = None,
 ) -> None:
-    """Train operators (with ``"all"`` the rest of the model from the first cut on as well) in place.
+    """Train operators in place; the rest of the model stays as it is.
 
     Deterministic by `seed`, unless `time_left` ends it early.
     """
     rng = np.random.default_rng(seed)
     parameters = [leaf for operator in operators for leaf in operator.parameters()]
-    rest = list(adapted.executor.parameters())
-    for value in rest:
-        value.requires_grad_(trainable == "all")
-    parameters += rest if trainable == "all" else []
+    adapted.requires_grad_(False)
     if not parameters:
         return
     optimizer = torch.optim.SGD(
@@ -223,7 +216,7 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     targets = torch.from_numpy(lessons.samples.arrays()[1])
-    for step, index in enumerate(_batches(lessons.samples.n, lessons.task.batch, settings.steps, rng)):
+    for index in _batches(lessons.samples.n, lessons.task.batch, settings.steps, rng):
         if time_left() <= 0:
             return
         outputs = adapted(taught[index], operators)
@@ -235,76 +228,6 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
-        if progress is not None:
-            progress(step + 1, settings.steps)
-
-
-@dataclass(frozen=True, eq=False)
-class Recovered:
-    """A model after recovery training.
-
-    Attributes:
-        model: Spliced.
-        replacements: With trained weights, in the order they were given.
-        score: On the selection split.
-    """
-
-    model: Model
-    replacements: tuple[Replacement, ...]
-    score: Score
-
-
-def recover(
-    model: Model,
-    sites: Sequence[Site],
-    replacements: Sequence[Replacement],
-    lessons: Lessons,
-    settings: Training,
-    *,
-    seed: int,
-    trainable: Literal["replaced", "all"] = "replaced",
-    time_left: Callable[[], float] = lambda: float("inf"),
-    progress: Progress | None = None,
-) -> Recovered:
-    """Train all replacements together, and keep what is better: before or after.
-
-    Args:
-        model: Without the replacements.
-        sites: Of `model`, at least those that are replaced.
-        replacements: None overlapping another.
-        lessons: From the original model.
-        settings: Of the training.
-        seed: Of the order of samples.
-        trainable: With ``"all"`` the rest learns too: the replacements alone then no longer describe the result.
-        time_left: Seconds; ends the training early.
-        progress: Called after each step.
-    """
-    replaced = {replacement.site: replacement for replacement in replacements}
-    adapted = AdaptedModel(model, [site for site in sites if site.name in replaced], whole=trainable == "all")
-    chosen = [replaced[site.name] for site in adapted.sites]
-    operators = [TorchOperator(replacement.operator, replacement.weights) for replacement in chosen]
-    task = lessons.task
-    selection = _cut_samples(adapted, task.selection)
-    before = _score(adapted, operators, selection, task.selection, task.metric)
-    taught = _cut_samples(adapted, lessons.samples)
-    train(
-        adapted,
-        operators,
-        taught,
-        lessons,
-        settings,
-        seed=seed,
-        trainable=trainable,
-        time_left=time_left,
-        progress=progress,
-    )
-    after = _score(adapted, operators, selection, task.selection, task.metric)
-    if not np.isfinite(after.value) or task.metric.drop(before.value, after.value) >= 0:
-        return Recovered(splice(model, replacements), tuple(replacements), before)
-    trained = {r.site: replace(r, weights=o.weights()) for r, o in zip(chosen, operators, strict=True)}
-    rest = replace(model, proto=adapted.executor.write_back()) if trainable == "all" else model
-    ordered = tuple(trained[replacement.site] for replacement in replacements)
-    return Recovered(splice(rest, ordered), ordered, after)
 
 
 def _cut_samples(adapted: AdaptedModel, split: Split) -> CutSamples:

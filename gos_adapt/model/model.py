@@ -106,13 +106,19 @@ class Replacement:
         site: `Site.name`.
         operator: Canonical; same input and output shape as the site's.
         weights: In the operator's weight order.
-        lineage: How it came to be, oldest first ("seed low_rank", "mutate channels 16->8", "crossover with ...").
+        lineage: How it came to be, oldest first ("seed low_rank", "mutate channels 16->8", "crossover with ...");
+            empty for the site's own operator with weights that were trained further.
     """
 
     site: str
     operator: OperatorGraph
     weights: tuple[Array, ...]
     lineage: tuple[str, ...] = ()
+
+    @property
+    def retrained(self) -> bool:
+        """Whether only the weights are new."""
+        return not self.lineage
 
 
 Replacements = Sequence[Replacement]

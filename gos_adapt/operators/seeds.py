@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from gos_adapt.operators import factors
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.canonical import canonicalise
 from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph, typed
+from gos_adapt.operators.narrowing import Neck, necks
 from gos_adapt.operators.relatives import RELATIVES, Relative
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Arrays = tuple[Array, ...]
 
+NARROWED = (6, 4, 3, 2, 1)
+"""Eighths of the channels between two layers that a narrowed operator keeps."""
 Initial = Callable[[Sequence["Array"], np.random.Generator], "Arrays"]
 
 
@@ -49,7 +53,7 @@ class Seed:
 def seeds(operator: OperatorGraph) -> tuple[Seed, ...]:
     """Return the operator itself (canonical) and all relatives that fit, each canonical form once."""
     found: dict[str, Seed] = {}
-    for seed in (_itself(operator), *_node_seeds(operator), *_branch_seeds(operator)):
+    for seed in (_itself(operator), *_node_seeds(operator), *_narrow_seeds(operator), *_branch_seeds(operator)):
         if _fits(seed.graph, operator):
             found.setdefault(seed.graph.text, seed)
     return tuple(found.values())
@@ -109,6 +113,24 @@ def _substituted(operator: OperatorGraph, place: int, relative: Relative) -> See
         return tuple(derived[origin][k] for origin, k in sources)
 
     return _canonical_seed(f"{relative.name} at v{place}", graph, initial)
+
+
+# Two layers and what is between them
+
+
+def _narrow_seeds(operator: OperatorGraph) -> Iterator[Seed]:
+    for neck in necks(operator):
+        for eighths in NARROWED:
+            channels = neck.channels * eighths // 8
+            graph = typed(neck.narrowed(channels)) if channels else None
+            if isinstance(graph, OperatorGraph):
+                yield _canonical_seed(
+                    f"narrowed to {channels} at v{neck.layer}", graph, partial(_narrowed, neck, channels)
+                )
+
+
+def _narrowed(neck: Neck, channels: int, weights: Sequence[Array], _rng: np.random.Generator) -> Arrays:
+    return neck.weights(weights, channels)
 
 
 # A whole branch

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gos_adapt.quantities import Count, Measurement
-    from gos_adapt.result import CandidateResult, Formula, GroupSearch, OperatorSummary, Result, SiteResult
+    from gos_adapt.result import CandidateResult, Formula, GroupSearch, OperatorSummary, Options, Result, SiteResult
 
 BARS = 24
 """Sites in the per-site picture: more are unreadable, and the rest costs next to nothing."""
@@ -222,12 +222,23 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
         ("Load at the start", "not readable" if machine.load is None else f"{machine.load:.2f}"),
         ("Date", machine.date),
         ("Accuracy that may be lost", tolerance),
-        ("Most sites to replace", str(options.max_sites)),
+        ("Strategy", options.strategy),
+        ("Asked for", _asked_for(options)),
+        ("Layers that kept their operator", "trained too" if options.train_all else "left as they were"),
+        ("Most sites to replace", "any number" if options.max_sites is None else str(options.max_sites)),
         ("Time budget", budget),
         ("Seed", str(options.seed)),
         ("Python", machine.python),
     )
     return rows + tuple(machine.packages.items())
+
+
+def _asked_for(options: Options) -> str:
+    if options.speed_up is not None:
+        return f"{options.speed_up:g} times the compiled original's speed"
+    if options.target_latency_s is not None:
+        return f"{latency_text(options.target_latency_s)} for the whole model"
+    return "as fast as the accuracy allows"
 
 
 def limits(result: Result) -> tuple[str, ...]:

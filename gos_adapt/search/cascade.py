@@ -22,6 +22,7 @@ from gos_adapt.cost.counted import counted_cost
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import ORIGINAL, Judgement, Outcome
 from gos_adapt.search.objectives import OBJECTIVES
+from gos_adapt.search.objectives.latency import latency_change_s
 
 if TYPE_CHECKING:
     from gos_adapt.model.model import Site
@@ -54,6 +55,7 @@ class Settings:
         max_fit_error: Relative error of the fit from which on a candidate is not measured.
         measurements: Most candidates measured in a generation: those that promise most by prediction and fit.
         judgements: Most candidates judged in a generation.
+        objectives: What is minimised: names of `search.objectives.OBJECTIVES` (thesis eq. 4.2: the first two).
     """
 
     generations: int = 50
@@ -66,6 +68,11 @@ class Settings:
     max_fit_error: float = 0.5
     measurements: int = 16
     judgements: int = 3
+    objectives: tuple[str, ...] = ("latency change (s)", "parameters")
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.objectives) - OBJECTIVES.keys()):
+            raise ValueError(f"unknown objectives {unknown}; known: {', '.join(OBJECTIVES)}")
 
 
 @dataclass(frozen=True)
@@ -235,8 +242,7 @@ def _with_latency(outcome: Outcome, context: Context) -> Outcome:
                 f"not measured: {measurement.error}", 0.9
             )
     outcome = replace(outcome, latency=latency, original_latency=original)
-    change_s = OBJECTIVES["latency change (s)"](outcome)
-    if change_s >= 0 and outcome.candidate.operator.parameters >= context.original.parameters:
+    if latency_change_s(outcome) >= 0 and outcome.candidate.operator.parameters >= context.original.parameters:
         return outcome.stopped("measured neither faster nor smaller than the original")
     return outcome
 
@@ -269,7 +275,7 @@ def judge(
     current = list(front)
     judged = 0
     for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
-        if any(dominates(other, outcomes[i]) for other in current):
+        if any(dominates(other, outcomes[i], settings.objectives) for other in current):
             continue  # before anything that depends on the time: a repeated search must pass over the same ones
         key = context.key("judgement", outcomes[i].candidate.operator)
         known = key in context.folder.journal
@@ -283,21 +289,21 @@ def judge(
     return outcomes
 
 
-def objectives(outcome: Outcome) -> tuple[float, ...]:
-    """Values of a measured outcome, in the order of `OBJECTIVES`."""
-    return tuple(objective(outcome) for objective in OBJECTIVES.values())
+def objectives(outcome: Outcome, names: Sequence[str]) -> tuple[float, ...]:
+    """Values of a measured outcome in the order of `names`."""
+    return tuple(OBJECTIVES[name](outcome) for name in names)
 
 
 def _promise(outcome: Outcome) -> tuple[float, float]:
-    change_s, parameters = objectives(outcome)
+    change_s = latency_change_s(outcome)
     assert outcome.fit_error is not None, "measured after fitting"
     trust = max(0.0, 1 - outcome.fit_error) ** TRUST
-    return (-change_s * trust if change_s < 0 else -change_s, -parameters)
+    return (-change_s * trust if change_s < 0 else -change_s, -outcome.candidate.operator.parameters)
 
 
-def dominates(one: Outcome, other: Outcome) -> bool:
+def dominates(one: Outcome, other: Outcome, names: Sequence[str]) -> bool:
     """Whether `one` is different in no objective for the worse, and in some for the better."""
-    mine, theirs = objectives(one), objectives(other)
+    mine, theirs = objectives(one, names), objectives(other, names)
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 

@@ -26,7 +26,6 @@ from gos_adapt.errors import Rejection
 from gos_adapt.search.cascade import ILL_TYPED, LEVEL_NAMES, SEEN, objectives
 from gos_adapt.search.crossover import cross
 from gos_adapt.search.mutation import mutate
-from gos_adapt.search.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,24 +50,24 @@ def nsga2(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tall
         eliminate_duplicates=SameOperator(tally),
         seed=seed,
     )
-    problem = Problem(n_var=1, n_obj=len(OBJECTIVES), n_ieq_constr=1, vtype=object)
+    problem = Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
     return algorithm.setup(problem, termination=NoTermination())
 
 
-def assign(individuals: Sequence[Any], outcomes: Sequence[Outcome]) -> None:
+def assign(individuals: Sequence[Any], outcomes: Sequence[Outcome], settings: Settings) -> None:
     """Give individuals the objectives and constraint of their outcomes."""
     if not outcomes:
         return
-    F = np.array([_objectives(outcome) for outcome in outcomes])  # noqa: N806  (pymoo's name)
+    F = np.array([_objectives(outcome, settings.objectives) for outcome in outcomes])  # noqa: N806  (pymoo's name)
     G = np.array([[_violation(outcome)] for outcome in outcomes])  # noqa: N806  (pymoo's name)
-    problem = Problem(n_var=1, n_obj=len(OBJECTIVES), n_ieq_constr=1, vtype=object)
+    problem = Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
     evaluator = Evaluator(skip_already_evaluated=False)
     evaluator.eval(StaticProblem(problem, F=F, G=G), Population.create(*individuals))
 
 
-def _objectives(outcome: Outcome) -> tuple[float, ...]:
+def _objectives(outcome: Outcome, names: Sequence[str]) -> tuple[float, ...]:
     measured = outcome.latency is not None and outcome.latency.ok
-    return objectives(outcome) if measured or outcome.is_original else (np.nan,) * len(OBJECTIVES)
+    return objectives(outcome, names) if measured or outcome.is_original else (np.nan,) * len(names)
 
 
 def _violation(outcome: Outcome) -> float:

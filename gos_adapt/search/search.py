@@ -49,6 +49,14 @@ class Front:
     stopped: Mapping[str, int]
     seconds: Mapping[str, float]
 
+    @property
+    def described(self) -> str:
+        """How many candidates there were, and where they ended after how long."""
+        stopped = ", ".join(
+            f"{count} {name} ({self.seconds.get(name, 0):.1f} s)" for name, count in self.stopped.items() if count
+        )
+        return f"{len(self.outcomes)} candidates; stopped: {stopped or 'none'}"
+
 
 def search(
     context: Context,
@@ -76,12 +84,12 @@ def search(
         offspring = algorithm.ask()
         bred = [] if offspring is None else list(offspring)
         cascaded = run_cascade([individual.X[0] for individual in bred], context, settings, tally)
-        assign(bred, cascaded)
+        assign(bred, cascaded, settings)
         waiting |= {len(outcomes) + k: bred[k] for k, outcome in enumerate(cascaded) if outcome.waiting}
         outcomes += [_lightened(outcome) for outcome in cascaded]
         feasible = [outcome for outcome in outcomes if outcome.feasible]
         judged = judge([outcomes[i] for i in waiting], feasible, context, settings, tally)
-        assign(list(waiting.values()), judged)
+        assign(list(waiting.values()), judged, settings)
         for i, outcome in zip(list(waiting), judged, strict=True):
             outcomes[i] = _lightened(outcome)
             if not outcome.waiting:
@@ -89,11 +97,11 @@ def search(
         if bred:
             algorithm.tell(infills=offspring)
         if progress is not None:
-            progress(generation, _front(outcomes, tally))
-        exhausted = not bred and all(_dominated(outcomes[i], outcomes) for i in waiting)
+            progress(generation, _front(outcomes, tally, settings.objectives))
+        exhausted = not bred and all(_dominated(outcomes[i], outcomes, settings.objectives) for i in waiting)
         if exhausted or (replay is None and context.time_left() <= 0):
             break
-    return _front(outcomes, tally)
+    return _front(outcomes, tally, settings.objectives)
 
 
 def seed_candidates(sites: Sequence[Site]) -> list[Candidate]:
@@ -126,15 +134,15 @@ def _lightened(outcome: Outcome) -> Outcome:
     return replace(outcome, candidate=candidate, judgement=judgement)
 
 
-def _front(outcomes: Sequence[Outcome], tally: Tally) -> Front:
+def _front(outcomes: Sequence[Outcome], tally: Tally, names: Sequence[str]) -> Front:
     feasible = [outcome for outcome in outcomes if outcome.feasible and not outcome.is_original]
-    best = [outcome for outcome in feasible if not _dominated(outcome, feasible)]
-    ranked = tuple(sorted(best, key=objectives))
+    best = [outcome for outcome in feasible if not _dominated(outcome, feasible, names)]
+    ranked = tuple(sorted(best, key=lambda outcome: objectives(outcome, names)))
     return Front(tuple(outcomes), ranked, dict(tally.stopped), dict(tally.seconds))
 
 
-def _dominated(outcome: Outcome, others: Sequence[Outcome]) -> bool:
-    return any(other is not outcome and other.feasible and dominates(other, outcome) for other in others)
+def _dominated(outcome: Outcome, others: Sequence[Outcome], names: Sequence[str]) -> bool:
+    return any(other is not outcome and other.feasible and dominates(other, outcome, names) for other in others)
 
 
 def choose(front: Front) -> Outcome | None:

@@ -197,5 +197,6 @@ _KEYS: Keys = {
         {"duplicates": _one_of("refuse", "drop")} | dict.fromkeys(("calibration", *REQUIRED_SPLITS), _split_table),
     ),
     "metric": partial(_table, {"name": _one_of(*METRICS)}),
+    "augmentation": partial(_table, {"flip": _one_of("horizontal"), "shift": _integer(1, _MAX_SIDE)}),
     "training": partial(_table, {"loss": _one_of(*LOSSES), "batch": _integer(1, MAX_BATCH), "temperature": _positive}),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gos_adapt.errors import ConfigError
+from gos_adapt.task.augmentation import Augmentation
 from gos_adapt.task.files import (
     MAX_ARRAY_BYTES,
     Encoded,
@@ -61,7 +62,7 @@ def _task(path: Path, tables: dict[str, Any]) -> Task:
     if tables["splits"].get("duplicates") == "drop":
         kept = without_duplicates([splits[name] for name in _PRECEDENCE])
         splits = {split.name: split for split in kept}
-    training = tables["training"]
+    training, augmentation = tables["training"], tables.get("augmentation", {})
     return Task(
         name=tables.get("name", path.stem),
         metric=METRICS[tables["metric"]["name"]],
@@ -70,6 +71,7 @@ def _task(path: Path, tables: dict[str, Any]) -> Task:
         selection=splits["selection"],
         test=splits["test"],
         calibration=splits["calibration"],
+        augmentation=Augmentation(flip="flip" in augmentation, shift=augmentation.get("shift", 0)),
         **{key: training[key] for key in ("batch", "temperature") if key in training},
     )
 

@@ -16,6 +16,8 @@ from gos_adapt.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gos_adapt.task.augmentation import Augmentation
+
 Array = np.ndarray[Any, Any]
 Layout = Literal["NHWC", "NCHW", "as-is"]
 ModelLayout = Literal["NCHW", "NHWC"]
@@ -55,15 +57,17 @@ class Preprocessing:
         Raises:
             ValueError: if the samples have other axes or channels than described.
         """
-        x = stored.astype(np.float32)
-        if self.reshape is not None:
-            x = x.reshape(len(x), *self.reshape)
+        x = self.shaped(stored).astype(np.float32)
         if self.layout != "as-is" and x.ndim != 4:
             raise ValueError(f"layout {self.layout} needs samples of 3 axes, not {x.ndim - 1}")
         x *= self._per_channel("scale", x.shape)
         x -= self._per_channel("mean", x.shape)
         x /= self._per_channel("std", x.shape)
         return np.ascontiguousarray(x.transpose(self._permutation())) if self.layout != "as-is" else x
+
+    def shaped(self, stored: Array) -> Array:
+        """Give samples the axes that `layout` names."""
+        return stored if self.reshape is None else stored.reshape(len(stored), *self.reshape)
 
     def _per_channel(self, name: str, shape: tuple[int, ...]) -> Array:
         constants = np.array(getattr(self, name), dtype=np.float32)
@@ -163,9 +167,19 @@ class Split:
         self._note_opened()
         return self._at(slice(None))
 
+    def augmented(
+        self, which: slice | Array, augmentation: Augmentation, rng: np.random.Generator
+    ) -> tuple[Array, Array]:
+        """Return the samples of a slice or an index array, each changed at random, with targets."""
+        self._note_opened()
+        images = augmentation(self.preprocessing.shaped(self.inputs[which]), self.preprocessing.layout, rng)
+        return self.preprocessing(images), self._targets_at(which)
+
     def _at(self, which: slice | Array) -> tuple[Array, Array]:
-        targets = self.targets[which].astype(np.int64 if self.has_classes else np.float32)
-        return self.preprocessing(self.inputs[which]), targets
+        return self.preprocessing(self.inputs[which]), self._targets_at(which)
+
+    def _targets_at(self, which: slice | Array) -> Array:
+        return self.targets[which].astype(np.int64 if self.has_classes else np.float32)
 
     def _note_opened(self) -> None:
         self.opened.append(datetime.now(UTC).isoformat(timespec="seconds"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gos_adapt.errors import ConfigError
+from gos_adapt.task.augmentation import NONE, Augmentation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ class Task:
         calibration: Quantisation ranges; see `set_aside_calibration` when there is none.
         batch: Samples a training step.
         temperature: Of the distillation loss.
+        augmentation: Of training samples.
 
     Raises:
         ConfigError: if two splits share a sample, the targets do not suit metric and loss, or a number is out of range.
@@ -52,12 +54,15 @@ class Task:
     calibration: Split
     batch: int = 128
     temperature: float = 4.0
+    augmentation: Augmentation = NONE
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= MAX_BATCH:
             raise ConfigError(f"batch must be 1 to {MAX_BATCH}, got {self.batch}")
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.augmentation:
+            self.augmentation.check(self.training)
         if self.metric.targets != self.loss.targets:
             raise ConfigError(
                 f'metric "{self.metric.name}" is about {self.metric.targets}, loss "{self.loss.name}" about '
@@ -80,7 +85,9 @@ class Task:
     @cached_property
     def key(self) -> str:
         """Content hash: two tasks of equal key lead to the same run."""
-        digest = sha256(repr((self.metric.name, self.loss.name, self.batch, self.temperature)).encode())
+        digest = sha256(
+            repr((self.metric.name, self.loss.name, self.batch, self.temperature, self.augmentation)).encode()
+        )
         for split in self.splits:
             digest.update(repr((split.name, split.n, split.preprocessing, split.targets.dtype.str)).encode())
             digest.update(b"".join(split.digests))

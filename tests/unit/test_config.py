@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gos_adapt.config import AdaptConfig, parse_duration
+from gos_adapt.config import AdaptConfig, parse_duration, parse_latency
 from gos_adapt.errors import ConfigError
 
 
@@ -25,6 +25,19 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "seconds"), [("0.4ms", 0.4e-3), ("250us", 250e-6), ("250 µs", 250e-6), ("1.5s", 1.5), (" 2 ms ", 2e-3)]
+)
+def test_a_latency_is_read_in_seconds(text: str, seconds: float) -> None:
+    assert parse_latency(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "4", "ms", "-1ms", "1m", "nan", "1e-3s", "1ms 2us"])
+def test_what_is_no_latency_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"looks like 0\.4ms, 250us or 1\.5s, got"):
+        parse_latency(text)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"target": "hots"}, r"unknown target 'hots'; did you mean host\? 'adapt devices' lists all"),
@@ -36,6 +49,13 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ({"budget_s": 0.0}, "the budget must be positive, got 0.0 s"),
         ({"budget_s": float("inf")}, "the budget must be positive"),
         ({"seed": -1}, "the seed must be from 0 to 4294967295, got -1"),
+        ({"strategy": "greedy"}, "strategy must be one of iterative, global, got 'greedy'"),
+        ({"strategy": "global"}, "the global strategy trains what it chose, so it needs a task"),
+        ({"train_all": True}, "training all layers needs a task"),
+        ({"speed_up": 1.0}, "the speed-up must be above 1, got 1.0"),
+        ({"speed_up": float("nan")}, "the speed-up must be above 1"),
+        ({"target_latency_s": 0.0}, "the target latency must be positive, got 0.0 s"),
+        ({"target_latency_s": 1e-3, "speed_up": 2.0}, "not both"),
         ({"policy": "restart"}, "'resume' or 'fresh', got 'restart'"),
         ({"model": object()}, "example inputs go with a module"),
         ({"example_inputs": (1,)}, "example inputs go with a module"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gos_adapt.search.objectives.latency import latency_change_s
+from gos_adapt.search.objectives.loss import loss
 from gos_adapt.search.objectives.parameters import parameters
 
 if TYPE_CHECKING:
@@ -13,4 +14,5 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Objective] = {
     "latency change (s)": latency_change_s,
     "parameters": parameters,
+    "loss": loss,
 }

@@ -9,7 +9,7 @@ from example_search import INPUTS, QUICK, outputs_of, residual_model, sites_name
 from gos_adapt.finetune import adapted as adapted_module
 from gos_adapt.finetune.adapted import AdaptedModel, CutSamples, cut
 from gos_adapt.finetune.capture import capture
-from gos_adapt.finetune.distil import AccuracyJudge, Training, prepare_lessons, recover, score, train
+from gos_adapt.finetune.distil import AccuracyJudge, Training, prepare_lessons, score, train
 from gos_adapt.model.model import Replacement
 from gos_adapt.operators.evaluate import evaluate
 from gos_adapt.operators.seeds import seeds
@@ -129,17 +129,3 @@ def test_judging_trains_only_where_it_can_change_the_verdict(model, task, lesson
     trained = AccuracyJudge(model, sites, lessons, original, training=training, fitting=QUICK, hopeless=1.1)
     untrained = AccuracyJudge(model, sites, lessons, original, training=training, fitting=QUICK, hopeless=0.0)
     assert trained(operator, weights).drop < untrained(operator, weights).drop
-
-
-@pytest.mark.parametrize("trainable", ["replaced", "all"])
-def test_recovery_gives_the_model_it_scored(model, task, lessons, trainable):
-    sites, replacements = replaced(model, "r1", "r2")
-    settings = Training(steps=30, learning_rate=0.01)
-    start = recover(model, sites, replacements, lessons, Training(steps=1, learning_rate=1e-9), seed=0)
-    recovered = recover(model, sites, replacements, lessons, settings, seed=0, trainable=trainable)
-    assert recovered.score.value > start.score.value
-    assert [r.site for r in recovered.replacements] == ["r1", "r2"]
-    outputs = in_onnx_runtime(recovered.model.proto, task.selection.arrays()[0])[0]
-    assert task.metric.score(outputs, task.selection.arrays()[1]) == pytest.approx(recovered.score.value, abs=0.01)
-    with torch.no_grad():
-        assert score(recovered.model, task.selection, task.metric).value == recovered.score.value

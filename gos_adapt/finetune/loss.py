@@ -1,0 +1,59 @@
+"""What a replacement costs right after fitting, nothing trained: the distillation loss it alone causes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
+from gos_adapt.finetune.distil import fit_in_order
+from gos_adapt.finetune.precision import mixed_precision
+from gos_adapt.search.candidate import Judgement
+
+if TYPE_CHECKING:
+    from gos_adapt.finetune.distil import Lessons
+    from gos_adapt.finetune.fit import FitSettings
+    from gos_adapt.model.model import Array, Model, Site
+    from gos_adapt.operators.graph import OperatorGraph
+
+SAMPLES = 256
+
+
+class LossJudge:
+    """Judges candidates for one site by the loss of the model that holds them (`Lessons.task`'s distillation loss).
+
+    Nothing is trained, so it takes a second, where `AccuracyJudge` takes a minute; and unlike an accuracy it tells
+    small harms apart.
+
+    Args:
+        model: The original.
+        site: Of it.
+        lessons: Samples with the original's outputs.
+        fitting: How hard to fit.
+    """
+
+    def __init__(self, model: Model, site: Site, lessons: Lessons, fitting: FitSettings) -> None:
+        self._adapted = AdaptedModel(model, [site])
+        self._lessons, self._fitting = lessons, fitting
+        n = min(SAMPLES, lessons.samples.n)
+        samples = lessons.samples.part(slice(0, n))
+        self._taught = CutSamples(self._adapted, lambda which: samples.part(which).arrays()[0], n)
+
+    def __call__(self, operator: OperatorGraph, weights: tuple[tuple[Array, ...], ...]) -> Judgement:
+        """Fit to the site from the first of `weights`, and score; those of other sites are handed back as given."""
+        start = self._taught[slice(None)]
+        (fitted,) = fit_in_order(self._adapted, start, [operator], [weights[0]], self._fitting)
+        with torch.no_grad(), mixed_precision():
+            outputs = [
+                self._adapted(self._taught[slice(at, at + BATCH)], [fitted]) for at in range(0, self._taught.n, BATCH)
+            ]
+        task = self._lessons.task
+        loss = float(
+            task.loss.distillation(
+                torch.cat(outputs).float(), self._lessons.teacher[: self._taught.n], task.temperature
+            )
+        )
+        drop = loss if np.isfinite(loss) else float(np.finfo(np.float32).max)
+        return Judgement(None, max(0.0, drop), (fitted.weights(), *weights[1:]))

@@ -1,0 +1,336 @@
+"""The global strategy: one table of what every replacement saves and costs, one integer program, one long recovery.
+
+    profile the model                                                       (on the device)
+    for each kind of site, the costliest first: search operators that are fast and cost little     (METHOD 1.3, 1.4)
+    table: for each site and each operator found for its kind: latency saved, loss caused
+    the set that reaches the latency asked for at the least loss            (`programme`)
+    fit it in model order, each site behind the replacements before it      (METHOD 1.4.2)
+    recover: train it for all the time that is left                         (METHOD 1.4.4)
+
+Where no latency is asked for, several are tried with a short recovery each, and the fastest that keeps the accuracy is
+trained on.
+
+The table's losses are those right after fitting, of one replacement alone. They rank sets of replacements and do not
+predict what is left after recovery, which is why the accuracy is always measured.
+
+Reference: the thesis replaces greedily, one group after the other (algorithm 4; `iterative`). Choosing jointly is ours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from gos_adapt.cost.measured import clearly_faster
+from gos_adapt.errors import Rejection
+from gos_adapt.finetune.adapted import AdaptedModel
+from gos_adapt.finetune.distil import fit_in_order
+from gos_adapt.finetune.fit import DEFAULT
+from gos_adapt.finetune.loss import SAMPLES, LossJudge
+from gos_adapt.model.model import Replacement
+from gos_adapt.model.sites import find_sites
+from gos_adapt.model.splice import splice
+from gos_adapt.profiling.select import Selection, amdahl_bound
+from gos_adapt.quantities import Measurement
+from gos_adapt.search.search import search
+from gos_adapt.strategies.programme import Option, cheapest_set, largest_saving
+from gos_adapt.strategies.setting import QUICK, Adapted, Setting, Step, graph_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gos_adapt.finetune.recovery import Recovered
+    from gos_adapt.model.model import Array, Site
+    from gos_adapt.profiling.profile import Profile
+    from gos_adapt.search.candidate import Outcome
+    from gos_adapt.search.search import Front
+
+WORTH = 1.01
+"""Speed-up that a kind of site must promise at best to be searched."""
+SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.15, 0.15, 0.15
+"""Of the time left at the start: for all searches, for the table, and for each trial where no latency is asked for."""
+GENERATIONS = 4
+KEPT = 5
+"""Operators of each kind that enter the table."""
+ANY_LOSS = 1e6
+"""In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
+ROUNDS = 4
+"""Sets built and timed until one reaches the latency: the sum of savings is a guess."""
+LADDER = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+"""Speed-ups that are tried where none is asked for."""
+PASSES = 30
+"""Over the training split, when no budget ends the recovery; a trial takes a quarter."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        step: The search that found it.
+        outcome: Operator and measured latency.
+        site: Where it would go.
+        weights: Where fitting starts.
+        option: What it saves and costs there.
+    """
+
+    step: Step
+    outcome: Outcome
+    site: Site
+    weights: tuple[Array, ...]
+    option: Option
+
+
+class Joint(Setting):
+    """The adaptation of one model on one device; `run` is the algorithm."""
+
+    LESSONS = SAMPLES  # nothing is trained with them
+
+    def run(self) -> Adapted:
+        """Adapt; return what was done."""
+        sites = find_sites(self.model)
+        profile = self.profile(self.model, sites, "original")
+        steps = self._search_all(profile)
+        table = self._table(steps, profile)
+        goal_s = self.request.goal_s(profile.whole.median_s)
+        if goal_s is None:
+            chosen, recovered, notes = self._fastest(table, profile)
+        else:
+            chosen, notes = self._reach(table, profile, goal_s)
+            recovered = self._recovered(chosen, "goal", math.inf, PASSES) if chosen else None
+        if recovered is not None:
+            self.keep(recovered.model, recovered.replacements)
+        self.folder.journal.mark()
+        by_site = {entry.site.name: entry for entry in chosen}
+        return Adapted(
+            model=recovered.model if recovered else self.model,
+            replacements=recovered.replacements if recovered else (),
+            steps=tuple(
+                replace(step, chosen={name: e.outcome for name, e in by_site.items() if e.step is step})
+                for step in steps
+            ),
+            profile=profile,
+            sites=sites,
+            selection=Selection((), _reasons(sites, steps), 1.0),
+            notes=tuple(notes),
+        )
+
+    # Search
+
+    def _search_all(self, profile: Profile) -> list[Step]:
+        """Search every kind of site that is worth it, with time in proportion to its latency."""
+        kinds: defaultdict[str, list[Site]] = defaultdict(list)
+        eligible = self.eligible(self.model)
+        inside = {name for site in eligible if site.kind == "branch" for name in site.nodes}
+        for site in eligible:
+            # A layer inside a branch is part of the branch's operator, and changed with it.
+            if profile.sites[site.name].ok and (site.kind == "branch" or inside.isdisjoint(site.nodes)):
+                kinds[site.likeness].append(site)
+        latency_s = {kind: profile.group_s(group) for kind, group in kinds.items()}
+        bounds = {kind: amdahl_bound(profile.whole.median_s, latency_s[kind]) for kind in kinds}
+        worth = sorted((kind for kind in kinds if bounds[kind] >= WORTH), key=lambda kind: -latency_s[kind])
+        total_s, budget_s = sum(latency_s[kind] for kind in worth), SEARCH_SHARE * self.time_left()
+        return [
+            self._search(tuple(kinds[kind]), profile, bounds[kind], number, budget_s * latency_s[kind] / total_s)
+            for number, kind in enumerate(worth)
+        ]
+
+    def _search(self, group: tuple[Site, ...], profile: Profile, bound: float, number: int, seconds: float) -> Step:
+        replayed = self.folder.journal.get(f"step:{number}")
+        time_left = self._clock(replayed, seconds)
+        context = self.context(
+            self.model, group, profile, partial(LossJudge, self.model, group[0], self.lessons, QUICK), time_left
+        )
+        settings = replace(
+            self.request.settings,
+            objectives=("latency change (s)", "loss"),
+            epsilon=ANY_LOSS,
+            generations=GENERATIONS,
+            judgements=self.request.settings.measurements,
+            max_fit_error=math.inf,
+        )
+        done = 0
+        with self.progress.stage(f"search {len(group)} x {group[0].kind}", settings.generations) as advance:
+
+            def generation(_number: int, _front: Front) -> None:
+                nonlocal done
+                done += 1
+                advance()
+
+            front = search(context, settings, self.request.seed + number, generation, replay=replayed)
+        if replayed is None:
+            self.folder.journal.put(f"step:{number}", done)
+        self.progress.detail(f"{front.described}; {len(front.best)} on the front")
+        names = tuple(site.name for site in group)
+        reason = f"selected: {len(group)} alike, together at most {bound:.2f}x"
+        return Step(group, Selection(names, dict.fromkeys(names, reason), bound), front, {})
+
+    # Table
+
+    def _table(self, steps: Sequence[Step], profile: Profile) -> list[Entry]:
+        """Every operator kept, at every site of its kind; the first operator of all kinds before any second."""
+        kept = {id(step): self._kept(step) for step in steps}
+        finished = self.folder.journal.get("table")
+        time_left = self._clock(finished, TABLE_SHARE * self.time_left())
+        rows = [(step, kept[id(step)][rank]) for rank in range(KEPT) for step in steps if rank < len(kept[id(step)])]
+        entries = []
+        with self.progress.stage("what every replacement costs", sum(len(step.sites) for step, _ in rows)) as advance:
+            for step, (outcome, ratio) in rows:
+                for k, site in enumerate(step.sites):
+                    entry = self._entry(step, outcome, ratio, k, profile.sites[site.name], time_left)
+                    if entry is not None:
+                        entries.append(entry)
+                    advance()
+        if finished is None:
+            self.folder.journal.put("table", len(entries))
+        return entries
+
+    def _kept(self, step: Step) -> list[tuple[Outcome, float]]:
+        """Up to `KEPT` of a front with their latency relative to the original's, both tuned, spread over the front."""
+        best = step.front.best
+        if len(best) > KEPT:
+            best = tuple(best[round(i * (len(best) - 1) / (KEPT - 1))] for i in range(KEPT))
+        group = "+".join(site.name for site in step.sites)
+        key = f"tuned:{graph_key(self.model)}:{group}:{'+'.join(outcome.candidate.operator.key for outcome in best)}"
+        if key not in self.folder.journal:
+            batch = [(step.sites[0].operator, step.sites[0].weights)]
+            batch += [(outcome.candidate.operator, outcome.candidate.weights[0]) for outcome in best]
+            measured = self.workbench.measure_operators(batch, tuned=True)
+            self.folder.journal.put(key, [latency.to_json() for latency in measured])
+        original, *latencies = [Measurement.from_json(form) for form in self.folder.journal.get(key)]
+        return [
+            (replace(outcome, latency=latency, original_latency=original), latency.median_s / original.median_s)
+            for outcome, latency in zip(best, latencies, strict=True)
+            if original.ok and latency.ok and clearly_faster(latency, original)
+        ]
+
+    def _entry(
+        self, step: Step, outcome: Outcome, ratio: float, k: int, latency: Measurement, time_left: Callable[[], float]
+    ) -> Entry | None:
+        site, candidate = step.sites[k], outcome.candidate
+        key = f"loss:{graph_key(self.model)}:{site.name}:{candidate.operator.key}"
+        if key not in self.folder.journal:
+            if time_left() <= 0:
+                return None
+            judge = LossJudge(self.model, site, self.lessons, DEFAULT)
+            self.folder.journal.put(key, judge(candidate.operator, (candidate.weights[k],)).drop)
+        loss = self.folder.journal.get(key)
+        option = Option(frozenset(site.nodes), (1 - ratio) * latency.median_s, loss)
+        return Entry(step, outcome, site, candidate.weights[k], option)
+
+    # Choice
+
+    def _reach(self, table: Sequence[Entry], profile: Profile, goal_s: float) -> tuple[list[Entry], list[str]]:
+        """The entries that reach a latency at the least loss, by measurement of the whole; and what to say of it."""
+        whole_s, limit = profile.whole.median_s, self.request.max_sites
+        options = [entry.option for entry in table]
+        most_s = largest_saving(options, limit)
+        wanted_s, notes = whole_s - goal_s, list[str]()
+        for _ in range(ROUNDS):
+            found = cheapest_set(options, min(wanted_s, most_s), limit)
+            assert not isinstance(found, Rejection), found
+            chosen = [table[i] for i in found]
+            if not chosen:
+                return [], ["The latency that was asked for is reached by the original."]
+            latency_s = whole_s * self._ratio(chosen)
+            added_s = whole_s - sum(entry.option.saves_s for entry in chosen)
+            self.progress.note(
+                f"{len(chosen)} replacements: {whole_s / latency_s:.2f}x measured, {whole_s / added_s:.2f}x added up"
+            )
+            if latency_s <= goal_s:
+                break
+            if wanted_s >= most_s:
+                notes.append(f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s.")
+                break
+            wanted_s *= (whole_s - goal_s) / max(whole_s - latency_s, 0.1 * (whole_s - goal_s))
+        return chosen, notes
+
+    def _fastest(self, table: Sequence[Entry], profile: Profile) -> tuple[list[Entry], Recovered | None, list[str]]:
+        """The fastest step of the ladder that keeps the accuracy after a short recovery, then trained on."""
+        most_s, whole_s = (
+            largest_saving([entry.option for entry in table], self.request.max_sites),
+            profile.whole.median_s,
+        )
+        ladder = [speed_up for speed_up in LADDER if whole_s * (1 - 1 / speed_up) <= most_s]
+        best: tuple[list[Entry], Recovered] | None = None
+        seconds, low, high = TRIAL_SHARE * self.time_left(), 0, len(ladder)
+        while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
+            middle = (low + high) // 2
+            chosen, _ = self._reach(table, profile, whole_s / ladder[middle])
+            trial = self._recovered(chosen, f"trial-{ladder[middle]}", seconds, PASSES / 4)
+            lost = self.drop(trial.score)
+            self.progress.note(f"{ladder[middle]}x: {lost:.4f} lost after a short recovery")
+            if lost < self.request.epsilon:
+                best, low = (chosen, trial), middle + 1
+                self.keep(trial.model, trial.replacements)
+            else:
+                high = middle
+        if best is None:
+            return [], None, ["No set of replacements kept the accuracy after a short recovery."]
+        chosen, trial = best
+        recovered = self.recover(
+            trial.replacements, "fastest", steps=self.passes(PASSES), train_all=self.request.train_all
+        )
+        return chosen, recovered, []
+
+    def _clock(self, finished: int | None, seconds: float) -> Callable[[], float]:
+        """Seconds left of a stage: none if an earlier process finished it, so that it is repeated as it was."""
+        if finished is not None:
+            return lambda: 0.0
+        end = time.monotonic() + seconds
+        return lambda: min(self.time_left(), end - time.monotonic())
+
+    def _ratio(self, chosen: Sequence[Entry]) -> float:
+        """Latency of the model with these replacements, as they are before training, over the original's."""
+        model = splice(self.model, _replacements(chosen))
+        key = f"whole:{graph_key(model)}"
+        if key not in self.folder.journal:
+            with self.progress.stage("time the whole"):
+                self.folder.journal.put(key, [m.to_json() for m in self.workbench.measure_models([self.model, model])])
+        original, adapted = (Measurement.from_json(form) for form in self.folder.journal.get(key))
+        return adapted.median_s / original.median_s
+
+    # Recovery
+
+    def _recovered(self, chosen: Sequence[Entry], name: str, seconds: float, passes: float) -> Recovered:
+        """Fit the chosen in model order, then train."""
+        with self.progress.stage("fit in model order"):
+            fitted = self._fit(chosen, name)
+        return self.recover(fitted, name, seconds=seconds, steps=self.passes(passes), train_all=self.request.train_all)
+
+    def _fit(self, chosen: Sequence[Entry], name: str) -> tuple[Replacement, ...]:
+        file = f"fitted-{name}.safetensors"
+        key = f"fitted:{name}:{graph_key(splice(self.model, _replacements(chosen)))}"
+        replacements = {replacement.site: replacement for replacement in _replacements(chosen)}
+        adapted = AdaptedModel(self.model, [entry.site for entry in chosen])
+        ordered = [replacements[site.name] for site in adapted.sites]
+        if key not in self.folder.journal:
+            with torch.no_grad():
+                start = adapted.at_first_cut(torch.from_numpy(self.samples))
+            fitted = fit_in_order(adapted, start, [r.operator for r in ordered], [r.weights for r in ordered])
+            self.folder.save_arrays(
+                file, {f"{i}.{k}": w for i, operator in enumerate(fitted) for k, w in enumerate(operator.weights())}
+            )
+            self.folder.journal.put(key, True)
+        arrays = self.folder.require_arrays(file)
+        return tuple(
+            replace(r, weights=tuple(arrays[f"{i}.{k}"] for k in range(len(r.weights)))) for i, r in enumerate(ordered)
+        )
+
+
+def _replacements(chosen: Sequence[Entry]) -> tuple[Replacement, ...]:
+    return tuple(
+        Replacement(e.site.name, e.outcome.candidate.operator, e.weights, e.outcome.candidate.lineage) for e in chosen
+    )
+
+
+def _reasons(sites: Sequence[Site], steps: Sequence[Step]) -> dict[str, str]:
+    """For every site why it was searched or not."""
+    reasons = {site.name: "not selected: too little latency to gain" for site in sites}
+    return reasons | {name: reason for step in steps for name, reason in step.selection.reasons.items()}

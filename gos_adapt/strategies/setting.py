@@ -1,0 +1,341 @@
+"""What every strategy works with: the model, its device, its task, and how to profile, search and recover there.
+
+Every result that took time is in the run folder, under a key that names what it depends on, so a run that was killed
+replays its history and goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from gos_adapt.cost.analytical import Roofline
+from gos_adapt.finetune.capture import capture
+from gos_adapt.finetune.distil import Lessons, prepare_lessons, score
+from gos_adapt.finetune.fit import FitSettings, fit
+from gos_adapt.finetune.recovery import STEPS, Recovered, Recovery, recover, with_retrained_layers
+from gos_adapt.model.sites import find_sites
+from gos_adapt.model.splice import splice
+from gos_adapt.operators.torch_form import TorchOperator
+from gos_adapt.profiling.profile import Profile
+from gos_adapt.search.cascade import Context, Settings
+from gos_adapt.task import Score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gos_adapt.finetune.recovery import State
+    from gos_adapt.model.model import Array, Model, Replacement, Site
+    from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.profiling.select import Selection
+    from gos_adapt.progress import Progress
+    from gos_adapt.run_folder import RunFolder
+    from gos_adapt.search.candidate import Judgement, Outcome, Weights
+    from gos_adapt.search.search import Front
+    from gos_adapt.task import Task
+    from gos_adapt.workbench import Workbench
+
+FIT_SAMPLES = 256
+SELECTION = 2048
+"""Samples that candidates are scored on: the paired difference of two models on so many is known to a few tenths."""
+RANDOM_SAMPLES = 16
+SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_error=0.8)
+"""For minutes on two cores: the thesis breeds 50 generations in an hour on a GPU."""
+QUICK = FitSettings(steps=0)
+QUICK_SAMPLES = 64
+"""For the cascade: the closed form on a quarter of the samples ranks candidates well enough; the judge fits in full."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a strategy is asked for.
+
+    Attributes:
+        epsilon: Loss of the metric that is acceptable; unused without a task.
+        max_sites: Replace at most this many; `None` for any number.
+        seed: Of everything random.
+        target_latency_s: Latency of the whole model that must be reached; `None` for as fast as epsilon allows.
+        speed_up: Likewise, as a factor on the original's latency.
+        train_all: Whether recovery trains the layers too that keep their operator.
+        group_limit: N_o, most alike sites the iterative strategy treats together.
+        settings: Of each search.
+    """
+
+    epsilon: float
+    max_sites: int | None
+    seed: int
+    target_latency_s: float | None = None
+    speed_up: float | None = None
+    train_all: bool = False
+    group_limit: int = 2
+    settings: Settings = field(default_factory=lambda: SEARCH)
+
+    def goal_s(self, original_s: float) -> float | None:
+        """Latency to reach, given the original's; `None` where none was asked for."""
+        return self.target_latency_s if self.speed_up is None else original_s / self.speed_up
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One search.
+
+    Attributes:
+        sites: The group.
+        selection: Why these, and why not the others.
+        front: What the search found.
+        chosen: What went into the model, by site; empty when nothing was both good enough and faster.
+    """
+
+    sites: tuple[Site, ...]
+    selection: Selection
+    front: Front
+    chosen: Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """What a strategy did.
+
+    Attributes:
+        model: With all replacements.
+        replacements: In the order they were found.
+        steps: All searches, also those without effect.
+        profile: Of the original.
+        sites: Of the original.
+        selection: The last selection: for every site why it stayed.
+        notes: What else a reader must know, one sentence each.
+    """
+
+    model: Model
+    replacements: tuple[Replacement, ...]
+    steps: tuple[Step, ...]
+    profile: Profile
+    sites: tuple[Site, ...]
+    selection: Selection
+    notes: tuple[str, ...] = ()
+
+
+class Setting:
+    """One model on one device with its task; strategies are built on it.
+
+    Attributes:
+        LESSONS: Training samples that candidates are judged and briefly trained with.
+    """
+
+    LESSONS: ClassVar[int]
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task | None,
+        request: Request,
+        workbench: Workbench,
+        folder: RunFolder,
+        progress: Progress,
+        time_left: Callable[[], float],
+        keep: Callable[[Model, tuple[Replacement, ...]], None],
+    ) -> None:
+        self.model, self.request = model, request
+        self.task = task and _shuffled(task, request.seed)
+        self.workbench, self.folder, self.progress = workbench, folder, progress
+        self.time_left, self.keep = time_left, keep
+
+    def profile(self, model: Model, sites: Sequence[Site], when: str) -> Profile:
+        """Profile a model, or read from the journal what was found before."""
+        key = f"profile:{when}:{graph_key(model)}"
+        if key not in self.folder.journal:
+            with self.progress.stage(f"profile, {when}"):
+                self.folder.journal.put(key, self.workbench.profile(model, sites).to_json())
+        return Profile.from_json(self.folder.journal.get(key))
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """Training samples with the original's outputs."""
+        assert self.task is not None
+        with self.progress.stage("teacher outputs"):
+            return prepare_lessons(self.model, self.task, min(self.LESSONS, self.task.training.n))
+
+    @cached_property
+    def original_score(self) -> Score:
+        """The original on the selection split, on the path that scores candidates."""
+        assert self.task is not None
+        with self.progress.stage("score of the original"):
+            return score(self.model, self.task.selection, self.task.metric)
+
+    def eligible(self, current: Model) -> tuple[Site, ...]:
+        """Sites that the original has too: the inside of a replacement is not replaced again.
+
+        None for a model of several inputs, or of integers: fitting feeds one tensor of floats.
+        """
+        if [spec.dtype for spec in self.model.inputs] != ["float32"]:
+            return ()
+        known = {name for node in self.model.proto.graph.node for name in node.output}
+        return tuple(site for site in find_sites(current) if known.issuperset(site.nodes))
+
+    def context(
+        self,
+        current: Model,
+        group: tuple[Site, ...],
+        profile: Profile,
+        judge: Callable[[], Callable[[OperatorGraph, tuple[Weights, ...]], Judgement]],
+        time_left: Callable[[], float],
+    ) -> Context:
+        """Return what a search for `group` needs; `judge` makes its judge when the first candidate comes that far."""
+        site = group[0]
+        material = capture(current, [site], self.samples[:QUICK_SAMPLES])[site.name]
+        teacher = TorchOperator(site.operator, site.weights)
+
+        def fit_error(operator: OperatorGraph, weights: Weights) -> float:
+            return fit(operator, weights, teacher, material, QUICK).relative_error
+
+        return Context(
+            sites=group,
+            predict=Roofline().calibrated(site.operator, profile.sites[site.name].median_s).predict,
+            fit_error=fit_error,
+            measure=self.workbench.measure_operators,
+            judge=_Late(judge),
+            folder=self.folder,
+            model_key=graph_key(current),
+            time_left=time_left,
+        )
+
+    @cached_property
+    def samples(self) -> Array:
+        """Material for fitting: training samples, or random inputs when there is no task."""
+        if self.task is not None:
+            inputs, _ = self.task.training.part(slice(0, FIT_SAMPLES)).arrays()
+            return inputs
+        rng = np.random.default_rng(self.request.seed)
+        return rng.standard_normal(self.model.inputs[0].at_batch(RANDOM_SAMPLES)).astype(np.float32)
+
+    def recover(
+        self,
+        replacements: tuple[Replacement, ...],
+        name: str,
+        *,
+        seconds: float = math.inf,
+        steps: float = math.inf,
+        train_all: bool = False,
+    ) -> Recovered:
+        """Train all replacements together, or read from a file what was trained before.
+
+        Args:
+            replacements: Of the original's sites.
+            name: Of this recovery, for its files: a run has each once.
+            seconds: End it.
+            steps: End it.
+            train_all: Whether the layers that keep their operator learn too.
+        """
+        assert self.task is not None
+        if train_all:
+            replacements = with_retrained_layers(self.model, replacements)
+        key = f"recovered:{name}:{graph_key(splice(self.model, replacements))}"
+        file, unfinished = f"recovered-{name}.safetensors", f"recovering-{name}.safetensors"
+        if key not in self.folder.journal:
+            state = self.folder.load_arrays(unfinished)
+            start = float(state["share"]) if state else 0.0
+            clock = _Clock(min(seconds * (1 - start), self.time_left()), steps, start)
+
+            def keep(state: State) -> None:
+                arrays = {**state, "share": np.array(clock.share(int(state[STEPS])))}
+                self.folder.save_arrays(unfinished, arrays)
+                self.folder.journal.mark()
+
+            with self.progress.stage("recover", 100) as advance:
+                recovered = recover(
+                    self.model,
+                    replacements,
+                    self.task,
+                    Recovery(),
+                    clock.share,
+                    seed=self.request.seed,
+                    resume=state,
+                    keep=keep,
+                    progress=_percent(advance),
+                )
+            arrays = {f"{i}.{k}": w for i, r in enumerate(recovered.replacements) for k, w in enumerate(r.weights)}
+            self.folder.save_arrays(file, arrays)
+            n = recovered.score.n
+            self.folder.journal.put(key, [recovered.before.value, recovered.score.value, n, recovered.steps])
+            self.folder.remove(unfinished)
+        before, after, n, taken = self.folder.journal.get(key)
+        arrays = self.folder.require_arrays(file)
+        trained = tuple(
+            replace(r, weights=tuple(arrays[f"{i}.{k}"] for k in range(len(r.weights))))
+            for i, r in enumerate(replacements)
+        )
+        old, new = (Score(self.task.metric, value, n, self.task.selection.name) for value in (before, after))
+        return Recovered(splice(self.model, trained), trained, old, new, taken)
+
+    def passes(self, count: float) -> float:
+        """Steps that `count` passes over the training split take: how long to train when no budget says so."""
+        assert self.task is not None
+        return math.inf if math.isfinite(self.time_left()) else count * -(-self.task.training.n // self.task.batch)
+
+    def drop(self, score: Score) -> float:
+        """What a model of this score lost, to be compared with epsilon."""
+        assert self.task is not None
+        return self.task.metric.drop(self.original_score.value, score.value)
+
+
+class _Clock:
+    """How much of a training is done: of its time, or of its steps, whichever is further.
+
+    Args:
+        seconds: That are left.
+        steps: In all.
+        start: Share that was done before.
+    """
+
+    def __init__(self, seconds: float, steps: float, start: float) -> None:
+        self._seconds, self._steps, self._start = seconds, steps, start
+        self._begin = time.monotonic()
+
+    def share(self, steps: int) -> float:
+        """In [0, 1]."""
+        used = (time.monotonic() - self._begin) / self._seconds if self._seconds > 0 else 1.0
+        return min(1.0, max(self._start + (1 - self._start) * used, steps / self._steps))
+
+
+def _percent(advance: Callable[[], None]) -> Callable[[float], None]:
+    """Advance a stage of 100 steps as a share grows."""
+    done = 0
+
+    def progress(share: float) -> None:
+        nonlocal done
+        while done < int(100 * share):
+            advance()
+            done += 1
+
+    return progress
+
+
+class _Late:
+    """Calls what `make` returns, made at the first call: a judge is costly, and a replayed search never needs it."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _call(self) -> Callable[..., Any]:
+        return self._make()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+
+def _shuffled(task: Task, seed: int) -> Task:
+    """Order training and selection by chance, so that their first samples stand for all; bound the selection."""
+    rng = np.random.default_rng(seed)
+    selection = task.selection.part(rng.permutation(task.selection.n)[:SELECTION])
+    return replace(task, training=task.training.part(rng.permutation(task.training.n)), selection=selection)
+
+
+def graph_key(model: Model) -> str:
+    """Content hash of the canonical graph: of the model as it is now."""
+    return replace(model, original=model.proto).key

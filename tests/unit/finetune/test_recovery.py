@@ -1,0 +1,99 @@
+"""Training all replacements together, and the layers around them."""
+
+import numpy as np
+import pytest
+from example_models import in_onnx_runtime
+from example_search import residual_model, sites_named, task_for
+
+from gos_adapt.finetune.distil import score
+from gos_adapt.finetune.recovery import STEPS, Recovery, recover, with_retrained_layers
+from gos_adapt.model.model import Replacement
+from gos_adapt.operators.seeds import seeds
+
+FAST = Recovery(keep_every_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return residual_model()
+
+
+@pytest.fixture(scope="module")
+def task(model):
+    return task_for(model)
+
+
+@pytest.fixture(scope="module")
+def replacements(model):
+    found = []
+    for site in sites_named(model, "r1", "r2"):
+        seed = next(seed for seed in seeds(site.operator) if seed.name.startswith("grouped 2"))
+        found.append(
+            Replacement(site.name, seed.graph, seed.initial(site.weights, np.random.default_rng(0)), ("seed",))
+        )
+    return tuple(found)
+
+
+def recovered(model, task, replacements, steps=40, **options):
+    return recover(model, replacements, task, FAST, lambda step: step / steps, seed=3, **options)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_recovery_gives_the_model_it_scored(model, task, replacements, everything):
+    given = with_retrained_layers(model, replacements) if everything else replacements
+    found = recovered(model, task, given)
+    assert found.score.value > found.before.value
+    assert [r.site for r in found.replacements] == [r.site for r in given]
+    outputs = in_onnx_runtime(found.model.proto, task.selection.arrays()[0])[0]
+    assert task.metric.score(outputs, task.selection.arrays()[1]) == pytest.approx(found.score.value, abs=0.01)
+    assert score(found.model, task.selection, task.metric).value == found.score.value
+
+
+def test_retrained_layers_are_all_that_no_replacement_touches(model, replacements):
+    added = with_retrained_layers(model, replacements)[len(replacements) :]
+    assert {r.site for r in added} == {"r0", "d1", "d2", "y"}
+    assert all(r.retrained for r in added)
+    assert not any(r.retrained for r in replacements)
+
+
+def test_what_is_not_given_is_not_trained(model, task, replacements):
+    found = recovered(model, task, replacements)
+    before = {w.name: w.raw_data for w in model.proto.graph.initializer}
+    after = {w.name: w.raw_data for w in found.model.proto.graph.initializer}
+    kept = before.keys() & after.keys()
+    assert {"w0", "w1b", "w2b", "w3"} <= kept
+    assert all(before[name] == after[name] for name in kept)
+
+
+def test_a_training_that_was_killed_ends_like_one_that_was_not(model, task, replacements):
+    whole = recovered(model, task, replacements)
+    states = []
+    recovered(model, task, replacements, keep=states.append)
+    middle = next(state for state in states if int(state[STEPS]) == 17)
+    rest = recovered(model, task, replacements, resume=middle)
+    assert rest.steps == whole.steps == 40
+    for one, other in zip(rest.replacements, whole.replacements, strict=True):
+        for mine, theirs in zip(one.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_training_that_harms_is_not_kept(model, task, replacements):
+    harmful = Recovery(learning_rate=1e4, warm_up=0.0, max_gradient_norm=1e9)
+    found = recover(model, replacements, task, harmful, lambda step: step / 3, seed=0)
+    assert found.score == found.before
+    assert found.replacements == replacements
+
+
+def test_the_learning_rate_rises_and_falls():
+    settings = Recovery(learning_rate=1.0, warm_up=0.1)
+    rates = [settings.learning_rate_at(share) for share in np.linspace(0, 1, 101)]
+    peak = int(np.argmax(rates))
+    assert 5 < peak < 15
+    assert rates == sorted(rates[: peak + 1]) + sorted(rates[peak + 1 :], reverse=True)
+    assert rates[-1] == 0.0
+
+
+def test_progress_is_the_share_that_is_done(model, task, replacements):
+    shares = []
+    recovered(model, task, replacements, steps=4, progress=shares.append)
+    assert shares == [0, 0.25, 0.5, 0.75]
