@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gos_adapt.instructions.base import Hyper, Shape
+from gos_adapt.instructions import aggregation, calculus, probability
+from gos_adapt.instructions.base import Hyper, Instruction, Kind, Shape
+from gos_adapt.instructions.expression import SYMBOLS, Algebra, Program
+from gos_adapt.instructions.probability import EVIDENCE
 from gos_adapt.instructions.rules import as_int, as_ints
 from gos_adapt.operators.evaluate import fold
 from gos_adapt.operators.graph import INPUT, LEAVES, OperatorGraph
@@ -89,8 +92,7 @@ def _cross_correlation(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
 def _per_channel(join: Callable[[Any, Any], Any]) -> Lowering:
     def lower(arguments: tuple[Any, ...], _hyper: Hyper) -> Any:
         x, weight = arguments
-        _, channels, *rest = _sizes(x)
-        return join(x, op.reshape(weight, (1, channels, *(1 for _ in rest))))
+        return join(x, _along_channels(weight, x))
 
     return lower
 
@@ -100,6 +102,11 @@ def _vector_norm(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
     if hyper["order"] == 1:
         return op.sum(op.abs(x), axis=1, keepdims=True)
     return op.sqrt(op.sum(op.multiply(x, x), axis=1, keepdims=True))
+
+
+def _along_channels(weight: Any, x: Any) -> Any:
+    _, channels, *rest = _sizes(x)
+    return op.reshape(weight, (1, channels, *(1 for _ in rest)))
 
 
 # Activations
@@ -122,6 +129,60 @@ def _pool(pool: Callable[..., Any]) -> Lowering:
         return pool(arguments[0], kernel, stride, padding, count_include_pad=False)
 
     return lower
+
+
+# What is given by its equation alone
+
+RELAX: Algebra = {
+    "constant": _scalar,
+    "add": op.add,
+    "multiply": op.multiply,
+    "divide": op.divide,
+    "maximum": op.maximum,
+    "minimum": op.minimum,
+    "square_root": op.sqrt,
+    "exponential": op.exp,
+    "tanh": op.tanh,
+    "sigmoid": op.sigmoid,
+    "magnitude": op.abs,
+    "sign": op.sign,
+}
+
+
+def _expression(row: Instruction) -> Lowering:
+    features = row.arguments.count(Kind.FEATURE)
+    symbols = SYMBOLS[: len(row.arguments)]
+
+    def lower(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
+        weights = (_along_channels(weight, arguments[0]) for weight in arguments[features:])
+        return Program.of(row.equation(*symbols, **hyper), symbols).run(RELAX, (*arguments[:features], *weights))
+
+    return lower
+
+
+# Calculus, probability, aggregation
+
+
+def _gradient(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
+    (x,), axis = arguments, as_int(hyper["axis"]) + 1
+    size = _sizes(x)[axis]
+
+    def part(value: Any, start: int, stop: int) -> Any:
+        return op.strided_slice(value, (axis,), (start,), (stop,))
+
+    differences = op.subtract(part(x, 1, size), part(x, 0, size - 1))
+    before = op.concat((part(differences, 0, 1), differences), axis)
+    after = op.concat((differences, part(differences, size - 2, size - 1)), axis)
+    return op.multiply(op.add(before, after), _scalar(0.5))
+
+
+def _bayes_rule(likelihood: Any, prior: Any) -> Any:
+    joint = op.abs(op.multiply(likelihood, _along_channels(prior, likelihood)))
+    return op.divide(joint, op.maximum(op.sum(joint, axis=1, keepdims=True), _scalar(EVIDENCE)))
+
+
+def _along(reduce: Callable[..., Any]) -> Lowering:
+    return lambda arguments, hyper: reduce(arguments[0], axis=as_int(hyper["axis"]) + 1, keepdims=True)
 
 
 # Structure
@@ -170,6 +231,8 @@ def _plain(expression: Callable[..., Any]) -> Lowering:
 
 
 LOWERINGS: dict[str, Lowering] = {
+    row.name: _expression(row) for row in (*aggregation.ELEMENTWISE, *probability.DENSITIES, *calculus.DERIVATIVES)
+} | {
     "cross_correlation": _cross_correlation,
     "matrix_product": _plain(op.matmul),
     "channel_bias": _per_channel(op.add),
@@ -197,6 +260,12 @@ LOWERINGS: dict[str, Lowering] = {
     "hadamard": _plain(op.multiply),
     "maximum": _plain(op.maximum),
     "minimum": _plain(op.minimum),
+    "sum_along": _along(op.sum),
+    "mean_along": _along(op.mean),
+    "maximum_along": _along(op.max),
+    "minimum_along": _along(op.min),
+    "gradient": _gradient,
+    "bayes_rule": _plain(_bayes_rule),
     "concat": _plain(lambda *features: op.concat(features, axis=1)),
     "identity": _plain(lambda x: x),
     "zero": _zero,

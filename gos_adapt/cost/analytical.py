@@ -26,6 +26,7 @@ KERNEL_INSTRUCTIONS = frozenset(
     {
         *("cross_correlation", "matrix_product", "matrix_vector_product", "dot_product", "vector_norm"),
         *("max_pool", "average_pool", "global_average_pool", "frobenius_norm", "softmax", "concat"),
+        *("sum_along", "mean_along", "maximum_along", "minimum_along", "bayes_rule", "gradient"),
     }
 )
 """What starts a kernel of its own; everything else is fused into the kernel before it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gos_adapt.instructions import (
     activation,
     aggregation,
+    calculus,
     convolution,
     decompositions,
     feature_products,
@@ -14,6 +15,7 @@ from gos_adapt.instructions import (
     matrix_functions,
     norms,
     pooling,
+    probability,
     scaling,
     structure,
     weight_algebra,
@@ -34,6 +36,8 @@ ROWS: tuple[Instruction, ...] = (
     *activation.ROWS,
     *pooling.ROWS,
     *aggregation.ROWS,
+    *probability.ROWS,
+    *calculus.ROWS,
     *structure.ROWS,
 )
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, Shape
+from gos_adapt.instructions.expression import NUMPY, sigmoid
 from gos_adapt.instructions.notation import term
 from gos_adapt.instructions.rules import half_mac, number, same_shape, shape_rule
 
@@ -72,11 +73,11 @@ ROWS = (
         name="sigmoid",
         arguments=_FEATURE,
         infer=shape_rule(same_shape, None),
-        numpy=lambda x: (np.tanh(x * 0.5) + 1) * 0.5,  # no overflow at either end
+        numpy=NUMPY["sigmoid"],
         torch=torch.sigmoid,
         onnx=lambda emitter, names, _shapes, _hyper: emitter.node("Sigmoid", list(names)),
         macs=half_mac,
-        equation=lambda x: 1 / (1 + sympy.exp(-x)),
+        equation=sigmoid,
     ),
     Instruction(
         name="hard_sigmoid",

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from gos_adapt.errors import Rejection
 
 Shape = tuple[int, ...]
-HyperValue = int | float | tuple[int, ...]
+HyperValue = int | float | str | tuple[int, ...]
+"""A string is a word: letters, digits and underscores."""
 Hyper = Mapping[str, HyperValue]
 
 
@@ -83,6 +84,8 @@ class Instruction:
             target shape) follows from its surroundings.
         weight_shapes: Shapes the weight arguments must have, from the *feature* shapes and hyperparameters. Empty for
             instructions on weights alone, which take any weights that `infer` accepts.
+        initial: Where each weight argument starts, all its numbers alike, when nothing is known; zeros when empty. For
+            those with one number a channel.
         macs: Multiply-accumulates for one sample (a multiply or an add alone counts as one half, rounded up; data
             movement, and what is folded, as none).
         commutative: Whether the order of the arguments does not matter.
@@ -98,6 +101,7 @@ class Instruction:
     onnx: Callable[[OnnxEmitter, tuple[str, ...], tuple[Shape, ...], Hyper], str] | None = None
     hyperparameters: Mapping[str, tuple[HyperValue, ...]] = field(default_factory=dict)
     weight_shapes: Callable[[tuple[Shape, ...], Hyper], tuple[Shape, ...]] = _no_weights
+    initial: tuple[float, ...] = ()
     macs: Callable[[tuple[Shape, ...], Shape, Hyper], int] = _no_macs
     commutative: bool = False
     aggregation: bool = False

@@ -44,6 +44,11 @@ def number(low: float, high: float) -> Legal:
     return Legal(f"a float in [{low}, {high}]", lambda value: type(value) is float and low <= value <= high)
 
 
+def word(*words: str) -> Legal:
+    """Accept one of `words`."""
+    return Legal(f"one of {', '.join(words)}", lambda value: value in words)
+
+
 def any_shape(max_rank: int = 4) -> Legal:
     """Accept the shape of a value."""
 

@@ -26,6 +26,7 @@ ROWS = (
         torch=lambda x, w: x * w.to(x.dtype),  # which may be bfloat16, and stays it
         onnx=lambda emitter, names, _shapes, _hyper: emitter.node("Mul", list(names)),
         weight_shapes=lambda _features, _hyper: ((1,),),
+        initial=(1.0,),
         macs=half_mac,
         equation=lambda x, w: x * w,
     ),
@@ -35,6 +36,7 @@ ROWS = (
         infer=shape_rule(_shape, None, 1),
         numpy=np.multiply,
         torch=torch.mul,
+        initial=(1.0, 1.0),
         equation=lambda w, factor: w * factor,
     ),
 )

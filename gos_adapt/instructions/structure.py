@@ -27,11 +27,13 @@ def _int64(*values: int) -> Array:
     return np.array(values, np.int64)
 
 
-def _reshape_onnx(emitter: OnnxEmitter, name: str, shape: Shape) -> str:
+def reshape_onnx(emitter: OnnxEmitter, name: str, shape: Shape) -> str:
+    """Emit a reshape to `shape`, which leaves out the batch."""
     return emitter.node("Reshape", [name, emitter.constant(_int64(0, *shape))])
 
 
-def _slice_onnx(emitter: OnnxEmitter, name: str, axes: Shape, starts: Shape, stops: Shape, steps: Shape) -> str:
+def slice_onnx(emitter: OnnxEmitter, name: str, axes: Shape, starts: Shape, stops: Shape, steps: Shape) -> str:
+    """Emit ``name[starts:stops:steps]`` along `axes`, which count the batch."""
     bounds = [emitter.constant(_int64(*values)) for values in (starts, stops, axes, steps)]
     return emitter.node("Slice", [name, *bounds])
 
@@ -46,7 +48,7 @@ def _channel_slice_shape(x: Shape, start: int, stop: int) -> Shape | Rejection:
 
 
 def _channel_slice_onnx(emitter: OnnxEmitter, names: Names, _shapes: Shapes, hyper: Hyper) -> str:
-    return _slice_onnx(emitter, names[0], (1,), (as_int(hyper["start"]),), (as_int(hyper["stop"]),), (1,))
+    return slice_onnx(emitter, names[0], (1,), (as_int(hyper["start"]),), (as_int(hyper["stop"]),), (1,))
 
 
 # pad_channels
@@ -74,7 +76,7 @@ def _subsample_shape(x: Shape, stride: Shape) -> Shape:
 
 
 def _subsample_onnx(emitter: OnnxEmitter, names: Names, shapes: Shapes, hyper: Hyper) -> str:
-    return _slice_onnx(emitter, names[0], (2, 3), (0, 0), shapes[0][1:], as_ints(hyper["stride"]))
+    return slice_onnx(emitter, names[0], (2, 3), (0, 0), shapes[0][1:], as_ints(hyper["stride"]))
 
 
 # shift
@@ -114,7 +116,7 @@ def _shift_onnx(emitter: OnnxEmitter, names: Names, shapes: Shapes, hyper: Hyper
     (top, bottom), (left, right), (above, below), (before, after) = _shift_spans(
         shapes[0][1:], as_ints(hyper["offset"])
     )
-    kept = _slice_onnx(emitter, names[0], (2, 3), (top, left), (bottom, right), (1, 1))
+    kept = slice_onnx(emitter, names[0], (2, 3), (top, left), (bottom, right), (1, 1))
     return emitter.node("Pad", [kept, emitter.constant(_int64(0, 0, above, before, 0, 0, below, after))])
 
 
@@ -137,9 +139,9 @@ def _channel_shuffle_torch(x: torch.Tensor, groups: int) -> torch.Tensor:
 
 def _channel_shuffle_onnx(emitter: OnnxEmitter, names: Names, shapes: Shapes, hyper: Hyper) -> str:
     (c, *rest), groups = shapes[0], as_int(hyper["groups"])
-    split = _reshape_onnx(emitter, names[0], (groups, c // groups, *rest))
+    split = reshape_onnx(emitter, names[0], (groups, c // groups, *rest))
     swapped = emitter.node("Transpose", [split], perm=[0, 2, 1, *range(3, 3 + len(rest))])
-    return _reshape_onnx(emitter, swapped, shapes[0])
+    return reshape_onnx(emitter, swapped, shapes[0])
 
 
 # reshape
@@ -252,7 +254,7 @@ ROWS = (
         infer=shape_rule(_reshape_shape, None, shape=any_shape()),
         numpy=lambda x, shape: x.reshape(x.shape[0], *shape),
         torch=lambda x, shape: x.reshape(x.shape[0], *shape),
-        onnx=lambda emitter, names, _shapes, hyper: _reshape_onnx(emitter, names[0], as_ints(hyper["shape"])),
+        onnx=lambda emitter, names, _shapes, hyper: reshape_onnx(emitter, names[0], as_ints(hyper["shape"])),
         equation=term("reshape", lambda shape: by(shape)),
     ),
     Instruction(

@@ -124,10 +124,11 @@ MOVES = {"reshape", "weight_reshape", "flatten", "channel_slice", "pad_channels"
 ZERO_PRESERVING = MOVES | {
     *("relu", "relu6", "leaky_relu", "tanh", "hard_swish", "max_pool", "average_pool", "global_average_pool"),
     *("shift", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
-    *("vector_norm", "frobenius_norm"),
+    *("vector_norm", "frobenius_norm", "gradient", "power", "bayes_rule"),
+    *("sum_along", "mean_along", "maximum_along", "minimum_along"),
 }
 """Zeros in the first argument give zeros."""
-PRODUCTS = {"hadamard", "dot_product", "outer_product", "matrix_vector_product"}
+PRODUCTS = {"hadamard", "divide", "dot_product", "outer_product", "matrix_vector_product"}
 """Zeros in either argument give zeros."""
 
 
@@ -178,12 +179,12 @@ def _single_element_pool(_draft: _Draft, node: Node) -> Node | None:
 
 
 def _join_with_itself(draft: _Draft, node: Node) -> Node | int | None:
-    """Rewrite maximum(a, a), minimum(a, a), mean(a, a) -> a, and a - a -> zero."""
+    """Rewrite maximum(a, a), minimum(a, a), mean(a, a), weighted_mean(a, a, w) -> a, and a - a -> zero."""
     if len(node.args) < 2 or node.args[0] != node.args[1]:
         return None
     if node.op == "subtract":
         return draft.zero(draft.shape_of(node))
-    return node.args[0] if node.op in ("maximum", "minimum", "mean") else None
+    return node.args[0] if node.op in ("maximum", "minimum", "mean", "weighted_mean") else None
 
 
 def _spread_zero(draft: _Draft, node: Node) -> Node | None:
@@ -194,7 +195,7 @@ def _spread_zero(draft: _Draft, node: Node) -> Node | None:
 
 def _join_with_zero(draft: _Draft, node: Node) -> Node | int | None:
     """Rewrite a + 0, a - 0 -> a; a ∘ 0, a · 0 ... -> 0; max(a, 0) -> relu(a); concat(a, 0) -> pad_channels(a)."""
-    if len(node.args) < 2:
+    if len(node.args) != 2:
         return None
     first, second = node.args
     if node.op in PRODUCTS and "zero" in (draft.op(first), draft.op(second)):

@@ -201,5 +201,5 @@ def _kind_text(kinds: tuple[Kind, ...]) -> str:
 
 def _hyper_text(value: HyperValue) -> str:
     if not isinstance(value, tuple):
-        return repr(value)
+        return str(value)
     return "x".join(map(str, value)) + ("x" if len(value) == 1 else "")  # 64x is (64,), 64 is an integer

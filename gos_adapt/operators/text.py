@@ -20,6 +20,7 @@ _ARGUMENT = re.compile(r"v(\d{1,2})")
 _SETTING = re.compile(r"([a-z_]+)=(\S+)")
 _INTEGER = re.compile(r"-?\d{1,9}")
 _FLOAT = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?(?:e[+-]?\d{1,3})?")
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SIZES = re.compile(r"-?\d{1,9}(?:x|(?:x-?\d{1,9})+)")
 
 
@@ -66,6 +67,8 @@ def _value(word: str) -> HyperValue | None:
         return int(word)
     if _SIZES.fullmatch(word):
         return _sizes(word)
+    if _WORD.fullmatch(word):
+        return word
     return float(word) if _FLOAT.fullmatch(word) else None
 
 

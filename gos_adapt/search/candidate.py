@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.base import Kind
+
 if TYPE_CHECKING:
     from gos_adapt.model.model import Array
     from gos_adapt.operators.graph import OperatorGraph
@@ -56,18 +59,23 @@ def inherit(operator: OperatorGraph, ancestors: Sequence[Array]) -> Weights:
     return tuple(weights)
 
 
-SCALES = ("channel_scale", "scale", "weight_scale")
-
-
 def _fresh(operator: OperatorGraph, leaf: int) -> Array:
-    """He-normal for a layer (always the same for the same shape), ones for a scale, zeros for a bias."""
+    """He-normal for a layer (always the same for the same shape); one number a channel as its instruction says."""
     shape = operator.nodes[leaf].shape
     if len(shape) == 1:
-        scales = any(node.op in SCALES and leaf in node.args for node in operator.nodes)
-        return np.full(shape, float(scales), np.float32)
+        return np.full(shape, _initial(operator, leaf), np.float32)
     fan_in = shape[0] if len(shape) == 2 else math.prod(shape[1:])
     normal = np.random.default_rng(shape).standard_normal(shape)
     return np.asarray(normal * np.sqrt(2 / fan_in), np.float32)
+
+
+def _initial(operator: OperatorGraph, leaf: int) -> float:
+    """Ones for a scale, zeros for a bias ..., as the first instruction that reads the leaf wants it."""
+    reader = next((node for node in operator.nodes if leaf in node.args), None)
+    initial = INSTRUCTIONS[reader.op].initial if reader else ()
+    if reader is None or not initial:
+        return 0.0
+    return initial[reader.args.index(leaf) - INSTRUCTIONS[reader.op].arguments.count(Kind.FEATURE)]
 
 
 @dataclass(frozen=True)

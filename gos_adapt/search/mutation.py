@@ -54,7 +54,9 @@ def mutate(graph: OperatorGraph, rng: np.random.Generator) -> Child | Rejection:
 
 
 def _replace_instruction(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
-    return _with_another(graph, _pick(_instructions(graph), rng), tuple(INSTRUCTIONS), rng)
+    i = _pick(_instructions(graph), rng)
+    kinds = INSTRUCTIONS[graph.nodes[i].op].arguments
+    return _with_another(graph, i, [op for op, row in INSTRUCTIONS.items() if row.arguments == kinds], rng)
 
 
 def _change_aggregation(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
@@ -71,7 +73,7 @@ def _add_node(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejectio
     fitting = _fitting(INSTRUCTIONS, (graph.types[i].shape, graph.types[joined].shape), {}, rng)
     op, settings = _pick(fitting, rng)
     kinds = INSTRUCTIONS[op].arguments
-    leaves = [Node(WEIGHT, shape=(1,))] * kinds.count(Kind.WEIGHT)  # `legalise` derives their shapes
+    leaves = _leaves(kinds.count(Kind.WEIGHT))
     added = i + 1 + len(leaves)
     after = [
         replace(node, args=tuple(added if a == i else a + added - i if a > i else a for a in node.args))
@@ -133,18 +135,27 @@ def _instructions(graph: OperatorGraph) -> list[int]:
 
 
 def _with_another(graph: OperatorGraph, i: int, ops: Sequence[str], rng: np.random.Generator) -> Edit | Rejection:
-    """Give node `i` another of the instructions `ops`, which takes the same arguments; common settings stay."""
+    """Give node `i` another of the instructions `ops`, with its features and as many of its weights; settings stay."""
     node = graph.nodes[i]
-    kinds = INSTRUCTIONS[node.op].arguments
     features = tuple(graph.types[a].shape for a in node.args if graph.types[a].kind is Kind.FEATURE)
-    alike = [op for op in ops if INSTRUCTIONS[op].arguments == kinds and op != node.op]
+    alike = [op for op in ops if INSTRUCTIONS[op].arguments.count(Kind.FEATURE) == len(features) and op != node.op]
     fitting = _fitting(alike, features, dict(node.hyper), rng)
     if not fitting:
         return Rejection(f"nothing else takes the arguments of {node.op}")
     op, settings = _pick(fitting, rng)
-    nodes = list(graph.nodes)
-    nodes[i] = Node(op, node.args, settings)
-    return nodes, f"v{i} {node.op} -> {op}"
+    kept = node.args[: len(INSTRUCTIONS[op].arguments)]
+    leaves = _leaves(len(INSTRUCTIONS[op].arguments) - len(kept))
+    after = [
+        replace(later, args=tuple(a + len(leaves) if a >= i else a for a in later.args))
+        for later in graph.nodes[i + 1 :]
+    ]
+    replaced = Node(op, (*kept, *range(i, i + len(leaves))), settings)
+    return [*graph.nodes[:i], *leaves, replaced, *after], f"v{i} {node.op} -> {op}"
+
+
+def _leaves(count: int) -> list[Node]:
+    """Return weights that nobody has yet; `legalise` derives their shapes."""
+    return [Node(WEIGHT, shape=(1,))] * count
 
 
 def _fitting(

@@ -16,6 +16,8 @@ from onnx import TensorProto, helper
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
+from gos_adapt.instructions.calculus import FUNCTIONS, JOINS
+from gos_adapt.instructions.expression import SYMBOLS
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.evaluate import evaluate
 from gos_adapt.operators.onnx_form import GraphEmitter, to_onnx
@@ -36,6 +38,7 @@ TALL, WIDE, SQUARE = (5, 3), (2, 4), (3, 3)
 MATRICES = (((TALL,), {}), ((WIDE,), {}), ((SQUARE,), {}), (((1, 1),), {}))
 WEIGHT_PAIRS = (((TALL, TALL), {}), ((VECTOR, VECTOR), {}), (((4, 2, 3, 3),) * 2, {}))
 ORDERS = ({"order": 1}, {"order": 2})
+AXES = tuple(((MAP,), {"axis": axis}) for axis in range(3))
 
 CASES = {
     "cross_correlation": (
@@ -102,6 +105,25 @@ CASES = {
     "maximum": PAIRS,
     "minimum": PAIRS,
     "concat": (*PAIRS, ((MAP, (2, 6, 5)), {})),
+    "divide": PAIRS,
+    "weighted_mean": (((MAP, MAP, (4,)), {}), ((VECTOR, VECTOR, (7,)), {})),
+    "weighted_sum": (((MAP, MAP, (4,), (4,)), {}), ((VECTOR, VECTOR, (7,), (7,)), {})),
+    "square_root": ANY_RANK,
+    "power": tuple(((MAP,), {"exponent": exponent}) for exponent in range(2, 9)),
+    "sum_along": (*AXES, ((VECTOR,), {"axis": 0})),
+    "mean_along": (*AXES, ((VECTOR,), {"axis": 0})),
+    "maximum_along": (*AXES, ((VECTOR,), {"axis": 0})),
+    "minimum_along": (*AXES, ((VECTOR,), {"axis": 0})),
+    "normal_density": ANY_RANK,
+    "laplace_density": ANY_RANK,
+    "logistic_density": ANY_RANK,
+    "bayes_rule": (((MAP, (4,)), {}), ((VECTOR, (7,)), {})),
+    "derivative": tuple(((VECTOR,), {"of": of}) for of in FUNCTIONS),
+    "partial_derivative": tuple(((MAP, MAP), {"of": of, "argument": k}) for of in JOINS for k in (0, 1)),
+    "chain_rule": tuple(
+        ((VECTOR,), {"outer": outer, "inner": inner}) for outer in FUNCTIONS for inner in ("tanh", "relu")
+    ),
+    "gradient": (*AXES, ((VECTOR,), {"axis": 0}), (((2, 2),), {"axis": 1})),
     "identity": ANY_RANK,
     "zero": (((MAP,), {"shape": MAP}), ((MAP,), {"shape": (3,)}), ((VECTOR,), {"shape": (2, 3, 3)})),
     "channel_slice": (((MAP,), {"start": 1, "stop": 3}), ((VECTOR,), {"start": 0, "stop": 1})),
@@ -210,17 +232,57 @@ def _run_onnx(instruction, shapes, hyper, arguments, opset):
     return session.run(None, dict(zip(names, arguments, strict=True)))[0]
 
 
-@pytest.mark.parametrize(("name", "shapes", "hyper"), MEMBERS)
-def test_torch_form_is_differentiable(name, shapes, hyper):
+@pytest.mark.parametrize("value", [1.0, 0.0, -300.0, 300.0])
+@pytest.mark.parametrize(("name", "shapes", "hyper"), INFERRED)
+def test_torch_form_has_a_finite_gradient_in_all_that_the_equation_depends_on(name, shapes, hyper, value):
     instruction = INSTRUCTIONS[name]
     arguments = [
-        torch.ones((2, *shape) if kind is Kind.FEATURE else shape, requires_grad=True)
+        torch.full((2, *shape) if kind is Kind.FEATURE else shape, value, requires_grad=True)
         for kind, shape in zip(instruction.arguments, shapes, strict=True)
     ]
+    symbols = SYMBOLS[: len(arguments)]
+    used = instruction.equation(*symbols, **hyper).free_symbols
+    result = instruction.torch(*arguments, **hyper)
+    assert result.requires_grad == bool(used)
+    if used:
+        result.sum().backward()
+    for symbol, argument in zip(symbols, arguments, strict=True):
+        assert (argument.grad is not None) == (symbol in used)
+        assert argument.grad is None or bool(torch.isfinite(argument.grad).all())
+
+
+@pytest.mark.parametrize(("name", "shapes", "hyper"), FOLDED)
+def test_torch_form_of_what_gives_a_weight_is_differentiable(name, shapes, hyper):
+    instruction = INSTRUCTIONS[name]
+    arguments = [torch.ones(shape, requires_grad=True) for shape in shapes]
     result = instruction.torch(*arguments, **hyper)
     if name not in CONSTANT:
         result.sum().backward()
         assert all(a.grad is not None and bool(torch.isfinite(a.grad).all()) for a in arguments)
+
+
+@pytest.mark.parametrize("of", [*FUNCTIONS, *JOINS])
+def test_a_derivative_is_the_gradient_of_its_instruction(of):
+    row = INSTRUCTIONS[of]
+    rng = np.random.default_rng(0)
+    points = [torch.from_numpy(rng.normal(0, 3, (64,))).requires_grad_() for _ in row.arguments]
+    gradients = torch.autograd.grad(row.torch(*points).sum(), points)
+    arguments = [point.detach().numpy() for point in points]
+    if of in FUNCTIONS:
+        actual = [INSTRUCTIONS["derivative"].numpy(*arguments, of=of)]
+    else:
+        actual = [INSTRUCTIONS["partial_derivative"].numpy(*arguments, of=of, argument=k) for k in (0, 1)]
+    for found, gradient in zip(actual, gradients, strict=True):
+        np.testing.assert_allclose(found, gradient.numpy(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("outer", "inner"), list(product(FUNCTIONS, FUNCTIONS)))
+def test_the_chain_rule_is_the_gradient_of_the_composition(outer, inner):
+    point = torch.linspace(-4.05, 7.0, 64, dtype=torch.float64).requires_grad_()  # off every kink
+    composed = INSTRUCTIONS[outer].torch(INSTRUCTIONS[inner].torch(point)).sum()
+    (gradient,) = torch.autograd.grad(composed, point)
+    actual = INSTRUCTIONS["chain_rule"].torch(point.detach(), outer=outer, inner=inner)
+    np.testing.assert_allclose(actual.numpy(), gradient.numpy(), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "shapes", "hyper"), [member for member in MEMBERS if member[2]])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from compiling import lowered, outputs_of
 from test_instructions import CASES, scaled_by
 
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.evaluate import evaluate
+from gos_adapt.operators.graph import OperatorGraph
+from gos_adapt.operators.onnx_form import to_onnx
 from tvm_passes.compat import relax, tirx, tvm
 from tvm_passes.lower_instructions import LOWERINGS, emit
+from tvm_passes.schedules import Cpu
 
 
 def test_every_instruction_whose_result_is_a_feature_has_a_relax_form_and_nothing_else_has():
@@ -48,6 +52,31 @@ def test_what_gives_a_weight_is_a_constant_in_tvm(name):
     machine = _compiled(builder.get())
     for function, (x, meaning) in expected.items():
         np.testing.assert_allclose(machine[function](tvm.runtime.tensor(x)).numpy(), meaning, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name in LOWERINGS])
+def test_the_onnx_form_means_the_same_after_the_whole_compiler(name):
+    for shapes, hyper in CASES[name][:4]:  # maps come from a convolution, so that they are laid out in blocks
+        graph = _after_convolutions(name, shapes, hyper)
+        if graph.nodes[-1].op == "zero":
+            continue  # nothing is left to compile
+        rng = np.random.default_rng(0)
+        inputs = [rng.normal(0, 1, (1, *graph.nodes[i].shape)).astype(np.float32) for i in graph.inputs]
+        weights = [rng.normal(0, 1, shape).astype(np.float32) for shape in graph.weight_shapes]
+        module = lowered(to_onnx(graph, weights), Cpu(lanes=8, registers=16, threads=2))
+        (actual,) = outputs_of(module, *inputs)
+        np.testing.assert_allclose(actual, evaluate(graph, inputs, weights), rtol=1e-4, atol=1e-5)
+
+
+def _after_convolutions(name, shapes, hyper):
+    b = Builder()
+    kinds = INSTRUCTIONS[name].arguments
+    features = [b.input(*shape) for kind, shape in zip(kinds, shapes, strict=True) if kind is Kind.FEATURE]
+    maps = [b.convolution(x, b.shape(x)[0], (1, 1)) if len(b.shape(x)) == 3 else x for x in features]
+    b.apply(name, *maps, **hyper)
+    graph = b.graph()
+    assert isinstance(graph, OperatorGraph), graph
+    return graph
 
 
 def test_what_depends_on_weights_alone_is_computed_before_compilation():

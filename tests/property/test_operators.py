@@ -304,7 +304,13 @@ def test_seeds_are_canonical_legal_and_of_the_same_shapes(graph):
         assert tuple(array.shape for array in derived) == seed.graph.weight_shapes
 
 
-hyper_values = st.integers() | st.floats() | st.lists(st.integers(-3, 2**40), max_size=5).map(tuple)
+hyper_values = (
+    st.text(max_size=9)
+    | st.sampled_from(("relu", "maximum"))
+    | st.integers()
+    | st.floats()
+    | st.lists(st.integers(-3, 2**40), max_size=5).map(tuple)
+)
 
 
 @settings(derandomize=True, deadline=None, max_examples=400)

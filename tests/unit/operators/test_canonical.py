@@ -58,6 +58,14 @@ REWRITES = {
         lambda b, x: b.apply("maximum", b.apply("tanh", x), b.apply("tanh", x)),
         lambda b, x: b.apply("tanh", x),
     ),
+    "weighted mean with itself": (
+        lambda b, x: b.apply("weighted_mean", b.apply("tanh", x), b.apply("tanh", x)),
+        lambda b, x: b.apply("tanh", x),
+    ),
+    "quotient of zero": (
+        lambda b, x: b.apply("divide", b.apply("zero", x, shape=(4, 6, 6)), x),
+        lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
+    ),
     "difference with itself": (
         lambda b, x: b.apply("subtract", b.apply("tanh", x), b.apply("tanh", x)),
         lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
@@ -103,6 +111,8 @@ UNTOUCHED = {
     "zero minus a value": lambda b, x: b.apply("subtract", b.apply("zero", x, shape=(4, 6, 6)), x),
     "a value plus itself": lambda b, x: b.apply("add", x, x),
     "sigmoid of zero": lambda b, x: b.apply("sigmoid", b.apply("zero", x, shape=(4, 6, 6))),
+    "quotient of a value and itself": lambda b, x: b.apply("divide", x, x),
+    "normal density of zero": lambda b, x: b.apply("normal_density", b.apply("zero", x, shape=(4, 6, 6))),
     "relu of tanh": lambda b, x: b.apply("relu", b.apply("tanh", x)),
     "two filters of one shape": lambda b, x: b.apply("add", b.convolution(x, 4, (1, 1)), b.convolution(x, 4, (1, 1))),
 }

@@ -66,6 +66,101 @@ def test_activations_at_known_points():
     np.testing.assert_allclose(applied("softmax", np.array([[1e4, 1e4]], np.float32)), [0.5, 0.5])
 
 
+def test_a_gradient_has_central_differences_and_one_sided_ones_at_the_ends():
+    x = np.array([0, 1, 4, 9, 25], np.float32).reshape(1, 1, 1, 5)
+    assert applied("gradient", x, axis=2).tolist() == [1, 2, 4, 10.5, 16]
+
+
+def test_a_derivative_that_jumps_has_the_mean_of_its_sides():
+    assert applied("derivative", np.array([[-1, 0, 2]], np.float32), of="relu").tolist() == [0, 0.5, 1]
+    a, b = np.array([[1, 2, 3]], np.float32), np.array([[2, 2, 2]], np.float32)
+    assert joined("partial_derivative", a, b, of="maximum", argument=0).tolist() == [0, 0.5, 1]
+    assert joined("partial_derivative", a, b, of="maximum", argument=1).tolist() == [1, 0.5, 0]
+    assert joined("partial_derivative", a, b, of="hadamard", argument=1).tolist() == [1, 2, 3]
+
+
+def joined(op: str, a, b, **hyper):
+    builder = Builder()
+    builder.apply(op, builder.input(*a.shape[1:]), builder.input(*b.shape[1:]), **hyper)
+    return evaluate(builder.graph(), [a, b], []).squeeze()
+
+
+def test_the_chain_rule_at_a_known_point():
+    x = np.array([[0.5]], np.float32)
+    y = np.tanh(0.5)
+    expected = np.exp(-y) / (1 + np.exp(-y)) ** 2 * (1 - y**2)
+    np.testing.assert_allclose(applied("chain_rule", x, outer="sigmoid", inner="tanh"), expected, rtol=1e-6)
+
+
+def test_a_quotient_is_exact_but_near_zero_and_zero_there():
+    assert joined("divide", np.array([[3, 3, 3]], np.float32), np.array([[2, -4, 0]], np.float32)).tolist() == [
+        1.5,
+        -0.75,
+        0,
+    ]
+
+
+def test_a_square_root_is_exact_from_its_least_argument_on():
+    x = np.array([[4, 1e-4, 0, -4]], np.float32)
+    np.testing.assert_allclose(applied("square_root", x), [2, 0.01, 0.01, 0.01], rtol=1e-6)
+
+
+def test_densities_at_known_points():
+    x = np.array([[0, 1, -1e4]], np.float32)
+    np.testing.assert_allclose(applied("normal_density", x), [0.3989423, 0.2419707, 0], rtol=1e-6)
+    np.testing.assert_allclose(applied("laplace_density", x), [0.5, 0.1839397, 0], rtol=1e-6)
+    np.testing.assert_allclose(applied("logistic_density", x), [0.25, 0.1966119, 0], rtol=1e-5)
+
+
+def test_bayes_rule_is_a_distribution_where_there_is_evidence():
+    x = np.array([[0.5, 0.25, 0], [0, 0, 0]], np.float32)
+    prior = np.array([0.25, 0.5, 0.25], np.float32)
+    assert applied("bayes_rule", x, prior).tolist() == [[0.5, 0.5, 0], [0, 0, 0]]
+
+
+def test_reductions_along_an_axis_keep_it():
+    x = np.array([[[3, 1], [2, 8]]], np.float32)
+    assert applied("sum_along", x, axis=0).tolist() == [5, 9]
+    assert applied("mean_along", x, axis=1).tolist() == [2, 5]
+    assert applied("maximum_along", x, axis=0).tolist() == [3, 8]
+    assert applied("minimum_along", x, axis=1).tolist() == [1, 2]
+
+
+def test_the_normalisation_by_a_cubic_of_the_thesis_fits_the_limits():
+    b = Builder()
+    z = b.apply("channel_scale", b.bias(b.input(2, 3, 3)))
+    b.bias(b.apply("weighted_sum", b.apply("power", z, exponent=3), z))
+    graph = b.graph()
+    mean, deviation, alpha, beta, gamma = np.random.default_rng(0).uniform(0.5, 2, (5, 2)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(4, 2, 3, 3)).astype(np.float32)
+    channel = (slice(None), None, None)
+    standard = (x - mean[channel]) / deviation[channel]
+    expected = alpha[channel] * standard**3 + beta[channel] * standard + gamma[channel]
+    weights = [-mean, 1 / deviation, alpha, beta, gamma]
+    np.testing.assert_allclose(evaluate(graph, [x], weights), expected, rtol=1e-4, atol=1e-5)
+    assert len(graph.nodes) == 11
+
+
+def test_a_dilation_of_its_own_for_each_group_of_channels_fits_the_limits():
+    b = Builder()
+    x = b.input(4, 7, 7)
+    rates = []
+    for start in (0, 2):
+        part = b.apply("channel_slice", x, start=start, stop=start + 2)
+        pad, rate = start // 2 + 1, (start // 2 + 1,) * 2
+        rates.append(b.convolution(part, 2, (3, 3), padding=(pad,) * 4, dilation=rate, groups=2))
+    b.apply("concat", *rates)
+    graph = b.graph()
+    x = np.random.default_rng(0).normal(size=(1, 4, 7, 7)).astype(np.float32)
+    corner = np.zeros((2, 1, 3, 3), np.float32)
+    corner[:, 0, 0, 0] = 1  # moves the map down and right, by one and by two
+    expected = np.zeros_like(x)
+    expected[:, :2, 1:, 1:] = x[:, :2, :-1, :-1]
+    expected[:, 2:, 2:, 2:] = x[:, 2:, :-2, :-2]
+    np.testing.assert_array_equal(evaluate(graph, [x], [corner, corner]), expected)
+    assert len(graph.nodes) == 8
+
+
 def test_wrong_arrays_are_refused_with_both_shapes():
     b = Builder()
     b.bias(b.input(3))
