@@ -232,7 +232,8 @@ def elementwise(
         return result
 
     def in_torch(*values: torch.Tensor, **hyper: HyperValue) -> torch.Tensor:
-        result: torch.Tensor = program(**hyper).run(TORCH, broadcast(values))
+        weights = (weight.to(values[0].dtype) for weight in values[features:])  # which may be bfloat16, and stays it
+        result: torch.Tensor = program(**hyper).run(TORCH, broadcast((*values[:features], *weights)))
         return result
 
     def broadcast(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -261,6 +261,17 @@ def test_torch_form_of_what_gives_a_weight_is_differentiable(name, shapes, hyper
         assert all(a.grad is not None and bool(torch.isfinite(a.grad).all()) for a in arguments)
 
 
+@pytest.mark.parametrize("name", ["channel_bias", "channel_scale", "weighted_mean", "derivative"])
+def test_an_equation_is_computed_in_the_precision_of_its_features(name):
+    instruction = INSTRUCTIONS[name]
+    shapes, hyper = CASES[name][0]
+    arguments = [
+        torch.ones((2, *shape), dtype=torch.bfloat16) if kind is Kind.FEATURE else torch.ones(shape)
+        for kind, shape in zip(instruction.arguments, shapes, strict=True)
+    ]
+    assert instruction.torch(*arguments, **hyper).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("of", [*FUNCTIONS, *JOINS])
 def test_a_derivative_is_the_gradient_of_its_instruction(of):
     row = INSTRUCTIONS[of]
