@@ -9,7 +9,9 @@ from typing import Any
 import onnx
 
 from gos_adapt.errors import ModelImportError, last_line
+from gos_adapt.instructions.schedule_hints import from_remark
 from tvm_passes.compat import IRModule, from_onnx, mutator, relax
+from tvm_passes.schedules.kernel import HINTS
 
 
 def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
@@ -17,6 +19,9 @@ def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
 
     TVM's importer drops the names of intermediate tensors, and with them every trace from a kernel back to the model.
     So the graph is imported with all tensors as outputs, which gives the variable of each, and then cut back.
+
+    What nodes say about the schedule of their kernels (`gos_adapt.instructions.schedule_hints`) becomes the attribute
+    `HINTS` of ``main``: tensor -> knob -> value.
 
     Args:
         proto: Canonical graph (`gos_adapt.model.Model.proto`).
@@ -42,7 +47,11 @@ def import_onnx(proto: onnx.ModelProto, batch: int) -> IRModule:
     except Exception as failure:
         raise ModelImportError(f"TVM's ONNX importer failed on this model: {last_line(failure)}") from failure
     names = [output.name for output in every.graph.output]
-    return _keep_outputs(module, names, len(proto.graph.output), {name: i for i, name in enumerate(tensors)})
+    module = _keep_outputs(module, names, len(proto.graph.output), {name: i for i, name in enumerate(tensors)})
+    hints = {name: hint for node in proto.graph.node if (hint := from_remark(node.doc_string)) for name in node.output}
+    if hints:
+        module.update_func(module.get_global_var("main"), module["main"].with_attr(HINTS, hints))
+    return module
 
 
 def _keep_outputs(module: IRModule, names: list[str], keep: int, order: dict[str, int]) -> IRModule:

@@ -1,5 +1,6 @@
 """An operator as Relax: every instruction of the table that is computed at inference, in TVM's words.
 
+Schedule hints are left out: they ride in ONNX (`operators.onnx_form`), and here there is no place for them.
 `LOWERINGS` has one row for each instruction whose result is a feature, called as ``row(arguments, hyper)``. The batch
 is read off the arguments' types, so one table serves a fixed batch of any size and a symbolic one.
 """
@@ -268,6 +269,8 @@ LOWERINGS: dict[str, Lowering] = {
     "bayes_rule": _plain(_bayes_rule),
     "concat": _plain(lambda *features: op.concat(features, axis=1)),
     "identity": _plain(lambda x: x),
+    "tile": _plain(lambda x: x),
+    "unroll": _plain(lambda x: x),
     "zero": _zero,
     "channel_slice": lambda arguments, hyper: op.strided_slice(
         arguments[0], (1,), (as_int(hyper["start"]),), (as_int(hyper["stop"]),)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from gos_adapt.errors import Rejection
 from tvm_passes.compat import IRModule, PassContext, PrimFunc, module_pass, relax, structural_hash
 from tvm_passes.kernel_calls import KernelCall, NewCall, rewrite_kernel_calls
-from tvm_passes.schedules import Cpu, Scheduled, Variant, schedule_kernel, variants
+from tvm_passes.schedules import Cpu, Scheduled, Variant, ignored, schedule_kernel, variants
 from tvm_passes.schedules.kernel import Fused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tvm_passes.schedules import Storage
 
@@ -41,7 +41,8 @@ class ScheduleKernels:
 
     Attributes:
         rules: After the pass: for each kernel call, in order, the rule that took it, or ``"none: <reasons>"`` when
-            every rule declined, or nothing could be measured, and TVM's order is kept.
+            every rule declined, or nothing could be measured, and TVM's order is kept; then the schedule hints that
+            were ignored.
     """
 
     def __init__(self, cpu: Cpu, choose: Choose = guess) -> None:
@@ -70,16 +71,16 @@ class ScheduleKernels:
             return f"none: {chosen.reason}", Scheduled(call.func)
         if opaque := Fused(call.func).opaque:
             return f"none: {opaque}", Scheduled(call.func)
-        reasons = []
+        hints, reasons = Fused(call.func).hints, []
         for variant in self._in_turn(call, chosen):
             if isinstance(variant, Rejection):
                 reasons.append(variant.reason)
                 continue
             result = schedule_kernel(call.func, self.cpu, call.constants, variant)
             if isinstance(result, Scheduled):
-                return variant.rule, result
+                return variant.rule + _note(ignored(variant, hints)), result
             reasons.append(f"{variant.rule}: {result.reason}")
-        return f"none: {'; '.join(dict.fromkeys(reasons))}", Scheduled(call.func)
+        return f"none: {'; '.join(dict.fromkeys(reasons))}{_note(hints)}", Scheduled(call.func)
 
     def _in_turn(self, call: KernelCall, chosen: Variant | None) -> Iterator[Variant | Rejection]:
         """Yield the chosen variant, and only if that was not enough, all guesses."""
@@ -87,6 +88,11 @@ class ScheduleKernels:
             yield chosen
         guesses = variants(call.func, self.cpu)
         yield from [guesses] if isinstance(guesses, Rejection) else guesses
+
+
+def _note(ignored_hints: Mapping[str, int]) -> str:
+    """What is said of hints that could not be taken."""
+    return "".join(f", hint {knob}={value} ignored" for knob, value in ignored_hints.items())
 
 
 def _stored(constant: Any, storage: Storage) -> Any:

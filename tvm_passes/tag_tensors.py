@@ -7,8 +7,14 @@ again.
 
 from __future__ import annotations
 
-from tvm_passes.compat import IRModule, PassContext, Schedule, blocks_of, module_pass
-from tvm_passes.kernel_calls import KernelCall, NewCall, kernel_calls, rewrite_kernel_calls
+from typing import TYPE_CHECKING
+
+from tvm_passes.compat import IRModule, PassContext, PrimFunc, Schedule, blocks_of, module_pass
+from tvm_passes.kernel_calls import KernelCall, NewCall, kernel_calls, relax_functions, rewrite_kernel_calls
+from tvm_passes.schedules.kernel import HINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TAG = "adapt.tensor"
 
@@ -24,7 +30,7 @@ class TagTensors:
 
 @module_pass(opt_level=0, name="TakeTags")
 class TakeTags:
-    """Read the tags and remove them.
+    """Read the tags and remove them; what the function says about the schedule of tensors is put on their kernels.
 
     Attributes:
         tensors: After the pass: for each kernel call of the module, the ONNX tensors it computes.
@@ -36,7 +42,8 @@ class TakeTags:
     def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
         """Apply the pass."""
         self.tensors = [_tensors(call) for call in kernel_calls(module)]
-        return rewrite_kernel_calls(module, _untag)
+        hints = {name: dict((function.attrs or {}).get(HINTS, {})) for name, function in relax_functions(module)}
+        return rewrite_kernel_calls(module, lambda call: _untag(call, hints[call.function]))
 
 
 def _tag(call: KernelCall) -> NewCall:
@@ -46,12 +53,14 @@ def _tag(call: KernelCall) -> NewCall:
     return NewCall(_named(call, schedule), call.result)
 
 
-def _untag(call: KernelCall) -> NewCall:
+def _untag(call: KernelCall, hints: Mapping[str, Mapping[str, int]]) -> NewCall:
     schedule = Schedule(call.func)
     for block in blocks_of(schedule):
         if _TAG in schedule.get(block).annotations:
             schedule.unannotate(block, _TAG)
-    return NewCall(_named(call, schedule), call.result)
+    mine = {knob: value for tensor in _tensors(call) for knob, value in hints.get(tensor, {}).items()}
+    func = _named(call, schedule)
+    return NewCall(func.with_attr(HINTS, mine) if mine else func, call.result)
 
 
 def _tensors(call: KernelCall) -> tuple[str, ...]:
@@ -60,5 +69,5 @@ def _tensors(call: KernelCall) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(block.annotations[_TAG]) for block in blocks if _TAG in block.annotations))
 
 
-def _named(call: KernelCall, schedule: Schedule) -> object:
+def _named(call: KernelCall, schedule: Schedule) -> PrimFunc:
     return schedule.mod["main"].with_attrs(dict(call.func.attrs or {}))

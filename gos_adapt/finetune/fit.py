@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gos_adapt.finetune.closed_form import solve_last_layers
 from gos_adapt.operators.graph import OperatorGraph
+from gos_adapt.operators.hints import without_hints
 from gos_adapt.operators.torch_form import TorchOperator
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def fit(
     Deterministic: random choices derive from the operator's key.
     """
     start = time.perf_counter()
+    operator, _ = without_hints(operator)
     rng = np.random.default_rng(int(operator.key, 16))
     stem, teacher_stem = _stems(operator, teacher.graph)
     wanted = run(teacher, activations.teacher_inputs)

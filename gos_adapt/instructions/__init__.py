@@ -17,6 +17,7 @@ from gos_adapt.instructions import (
     pooling,
     probability,
     scaling,
+    schedule_hints,
     structure,
     weight_algebra,
 )
@@ -39,6 +40,7 @@ ROWS: tuple[Instruction, ...] = (
     *probability.ROWS,
     *calculus.ROWS,
     *structure.ROWS,
+    *schedule_hints.ROWS,
 )
 
 INSTRUCTIONS: dict[str, Instruction] = {row.name: row for row in ROWS}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     import sympy
     import torch
 
@@ -43,7 +44,13 @@ class ValueType:
 
 
 class OnnxEmitter(Protocol):
-    """What an instruction's ONNX form may do: add nodes and small integer or float initialisers."""
+    """What an instruction's ONNX form may do: add nodes and small integer or float initialisers.
+
+    Attributes:
+        nodes: Those added so far.
+    """
+
+    nodes: list[onnx.NodeProto]
 
     def node(self, op_type: str, inputs: list[str], **attributes: Any) -> str:
         """Append a node with one output; return that output's name."""

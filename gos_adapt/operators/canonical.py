@@ -16,6 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.schedule_hints import HINTS
 from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ UNCHANGED = {"relu": NOT_NEGATIVE, "leaky_relu": NOT_NEGATIVE, "relu6": WITHIN_0
 """Outer instruction -> inner ones whose results it leaves as they are."""
 MOVES = {"reshape", "weight_reshape", "flatten", "channel_slice", "pad_channels", "subsample", "upsample"}
 """Move elements, and move none exactly when the shape stays."""
+KERNELS = {"cross_correlation", "matrix_product"}
+"""Start a kernel whose schedule can be hinted at."""
 ZERO_PRESERVING = MOVES | {
     *("relu", "relu6", "leaky_relu", "tanh", "hard_swish", "max_pool", "average_pool", "global_average_pool"),
     *("shift", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
@@ -130,6 +133,20 @@ ZERO_PRESERVING = MOVES | {
 """Zeros in the first argument give zeros."""
 PRODUCTS = {"hadamard", "divide", "dot_product", "outer_product", "matrix_vector_product"}
 """Zeros in either argument give zeros."""
+
+
+def _settle_hint(draft: _Draft, node: Node) -> Node | int | None:
+    """Drop a hint on what is no kernel; of two on one knob the outer wins; tile comes before unroll."""
+    if node.op not in HINTS:
+        return None
+    inner = draft.nodes[node.args[0]]
+    if inner.op not in {*KERNELS, *HINTS}:
+        return node.args[0]
+    if inner.op == node.op:
+        return Node(node.op, inner.args, node.hyper)
+    if inner.op in HINTS and inner.op > node.op:
+        return Node(inner.op, (draft.instruction(Node(node.op, inner.args, node.hyper)),), inner.hyper)
+    return None
 
 
 def _drop_identity(_draft: _Draft, node: Node) -> int | None:
@@ -217,6 +234,7 @@ def _join_with_zero(draft: _Draft, node: Node) -> Node | int | None:
 
 
 RULES: tuple[Rule, ...] = (
+    _settle_hint,
     _drop_identity,
     _drop_unchanging,
     _drop_idle_move,

@@ -9,8 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.schedule_hints import to_remark
 from gos_adapt.operators.evaluate import fold
 from gos_adapt.operators.graph import LEAVES, OperatorGraph
+from gos_adapt.operators.hints import without_hints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,8 @@ class GraphEmitter:
 def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, inputs: Sequence[str]) -> str:
     """Write the operator into `emitter`, weights as initialisers, what depends on weights alone computed already.
 
+    A schedule hint becomes a remark in the documentation of the node that computes its argument.
+
     Args:
         graph: Any operator.
         weights: In node order.
@@ -57,6 +61,7 @@ def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, i
         Name of the result.
     """
     folded, constants = fold(graph, weights)
+    folded, hints = without_hints(folded)
     names = dict(zip(folded.inputs, inputs, strict=True))
     names |= {i: emitter.constant(w.astype(np.float32)) for i, w in zip(folded.weights, constants, strict=True)}
     biases = _convolution_biases(folded)
@@ -71,6 +76,8 @@ def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, i
             form = INSTRUCTIONS[node.op].onnx
             assert form is not None, "what gives a weight is folded"
             names[i] = form(emitter, tuple(arguments), shapes, dict(node.hyper))
+            if i in hints:
+                emitter.nodes[-1].doc_string = to_remark(hints[i])
     return names[len(folded.nodes) - 1]
 
 

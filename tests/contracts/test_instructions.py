@@ -125,6 +125,8 @@ CASES = {
     ),
     "gradient": (*AXES, ((VECTOR,), {"axis": 0}), (((2, 2),), {"axis": 1})),
     "identity": ANY_RANK,
+    "tile": (((MAP,), {"columns": 4}),),
+    "unroll": (((VECTOR,), {"steps": 2}),),
     "zero": (((MAP,), {"shape": MAP}), ((MAP,), {"shape": (3,)}), ((VECTOR,), {"shape": (2, 3, 3)})),
     "channel_slice": (((MAP,), {"start": 1, "stop": 3}), ((VECTOR,), {"start": 0, "stop": 1})),
     "pad_channels": (((MAP,), {"before": 1, "after": 2}), ((VECTOR,), {"before": 0, "after": 3})),

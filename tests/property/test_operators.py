@@ -40,7 +40,7 @@ reproducibly = settings(
 INPUT_SHAPES = ((4, 6, 6), (8, 4, 5), (2, 3, 3), (8,), (3, 8))
 MAX_VALUES = 2000
 NAMES = sorted(name for name, row in INSTRUCTIONS.items() if row.result is Kind.FEATURE)
-OFTEN = ["cross_correlation"] * 4 + ["matrix_product"] * 6 + ["channel_slice", "channel_shuffle", "concat"]
+OFTEN = ["cross_correlation"] * 4 + ["matrix_product"] * 6 + ["channel_slice", "channel_shuffle", "concat", "tile"]
 OFTEN += ["scale", "channel_scale", "outer_product", "matrix_vector_product"] * 2
 RANKS = {"outer_product": (1, 1), "matrix_vector_product": (2, 1), "matrix_product": (1, None)}
 """Of features, where most would not fit."""

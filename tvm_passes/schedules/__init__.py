@@ -16,9 +16,11 @@ from tvm_passes.schedules.tiled_reduction import TILED_REDUCTION
 from tvm_passes.schedules.winograd import WINOGRAD
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tvm_passes.compat import PrimFunc
 
-__all__ = ["RULES", "Cpu", "Packing", "Scheduled", "Storage", "Variant", "schedule_kernel", "variants"]
+__all__ = ["RULES", "Cpu", "Packing", "Scheduled", "Storage", "Variant", "ignored", "schedule_kernel", "variants"]
 
 TEMPLATES = (ELEMENTWISE, TILED_REDUCTION, WINOGRAD)
 """What they take is known well enough that nothing needs to be drawn at random."""
@@ -34,7 +36,7 @@ def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Vari
         best: The fastest variant measured so far; then its neighbours are returned, perhaps none.
 
     Returns:
-        Variants, or why no rule takes the kernel.
+        Variants, or why no rule takes the kernel. A hint (`Fused.hints`) leaves only those that take it, if any do.
     """
     kernel = Fused(func)
     if reason := kernel.opaque:
@@ -56,7 +58,20 @@ def variants(func: PrimFunc, cpu: Cpu, best: Variant | None = None) -> list[Vari
         mine = [Variant(rule.name, knobs) for knobs in settings]
         leads = bool(settings) and best is None and rule.leads(Fused(func), settings[0])
         found = mine + found if leads else found + mine
-    return found if found or best else Rejection("; ".join(reasons))
+    return as_hinted(found, kernel.hints) if found or best else Rejection("; ".join(reasons))
+
+
+def as_hinted(found: list[Variant], hints: Mapping[str, int]) -> list[Variant]:
+    """Keep the variants that take each hint (knob -> value) which any of them can take."""
+    for hint in hints.items():
+        found = [variant for variant in found if not ignored(variant, dict([hint]))] or found
+    return found
+
+
+def ignored(variant: Variant, hints: Mapping[str, int]) -> dict[str, int]:
+    """Return the hints that a variant does not take: they are for the one rule whose knobs they name."""
+    mine = variant.rule == TILED_REDUCTION.name
+    return {knob: value for knob, value in hints.items() if not mine or getattr(variant.knobs, knob, None) != value}
 
 
 def schedule_kernel(func: PrimFunc, cpu: Cpu, packable: frozenset[int], variant: Variant) -> Scheduled | Rejection:

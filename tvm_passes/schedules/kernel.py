@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ENTRY = "main"
+HINTS = "adapt.hints"
+"""Attribute of a Relax function: tensor -> knob -> value; of a kernel: knob -> value. There it is part of what the
+kernel is, so hinted kernels are tuned on their own."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Fused:
         self.schedule = Schedule(func)
         self.blocks: Sequence[SBlockRV] = blocks_of(self.schedule)
         self.reductions = [block for block in self.blocks if is_reduction(self.schedule.get(block))]
+
+    @property
+    def hints(self) -> dict[str, int]:
+        """Knob -> value that this kernel is to have, from the schedule hints of the operator it computes."""
+        hints = (self.func.attrs or {}).get(HINTS, {})
+        return {str(knob): int(value) for knob, value in hints.items()}
 
     @property
     def func(self) -> PrimFunc:

@@ -47,6 +47,8 @@ class Tiling:
         walk: What the loops over tiles finish first: all pixels of some channels, or all channels of some pixels.
         padding: Whether each task makes a padded copy of its input, or each read asks whether it is inside.
         window: Whether the innermost loop over the window is unrolled.
+        steps: Steps of the innermost reduction loop that are written out one after the other; 1 for a plain loop. Only
+            hints set it (`Fused.hints`): LLVM unrolls well by itself.
     """
 
     lanes: int
@@ -58,6 +60,7 @@ class Tiling:
     walk: Literal["pixels", "channels"] = "pixels"
     padding: Literal["copied", "asked"] = "copied"
     window: Literal["looped", "unrolled"] = "looped"
+    steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,12 @@ def _settings(kernel: Fused, cpu: Cpu, best: Tiling | None) -> Sequence[Tiling] 
         return nest
     if best is not None:
         return list(_neighbours(kernel, nest, cpu, best))
-    loads = _loads(kernel, nest)
-    tiles = sorted(_tiles(kernel, nest, cpu, loads), key=lambda tile: _cost(tile, loads(tile)))[:TILES]
-    return [_shared(kernel, nest, cpu, tile) for tile in tiles]
+    loads, hints = _loads(kernel, nest), kernel.hints
+    tiles = sorted(_tiles(kernel, nest, cpu, loads), key=lambda tile: _cost(tile, loads(tile)))
+    tiles = [tile for tile in tiles if tile.columns == hints.get("columns")] or tiles
+    if _innermost(kernel, nest)[1] % hints.get("steps", 1) == 0:
+        tiles = [replace(tile, steps=hints.get("steps", 1)) for tile in tiles]
+    return [_shared(kernel, nest, cpu, tile) for tile in tiles[:TILES]]
 
 
 def _loads(kernel: Fused, nest: Nest) -> Callable[[Tiling], int]:
@@ -110,6 +116,14 @@ def _loads(kernel: Fused, nest: Nest) -> Callable[[Tiling], int]:
         return sum(prod(extent for axis, extent in extents.items() if axis in operand) for operand in operands)
 
     return loads
+
+
+def _innermost(kernel: Fused, nest: Nest) -> tuple[int, int]:
+    """Axis and extent of the innermost loop over what is summed: channels within a block, or else the last axis."""
+    full = kernel.axis_extents(nest.reduction)
+    within = sorted(_blocked_reduction_axes(kernel, nest.reduction).items())
+    blocks = [(axis, block) for axis, block in within if full[axis] % block == 0]
+    return blocks[-1] if blocks else (len(full) - 1, full[-1])
 
 
 def _tiles(kernel: Fused, nest: Nest, cpu: Cpu, loads: Callable[[Tiling], int]) -> Iterator[Tiling]:
@@ -266,7 +280,15 @@ def _order_reduction(kernel: Fused, nest: Nest, knobs: Tiling) -> list[tuple[int
             parts[axis] = [(outer, (axis, block, full[axis] // block)), (inner, (axis, 1, block))]
         else:
             parts[axis] = [(loops[axis], (axis, 1, full[axis]))]
-    reduction_order = [parts[axis][0] for axis in reduce] + [parts[axis][1] for axis in reduce if len(parts[axis]) > 1]
+    if knobs.steps > 1:
+        innermost, extent = _innermost(kernel, nest)
+        loop, written_out = schedule.split(parts[innermost].pop()[0], [None, knobs.steps])
+        parts[innermost] += [
+            (loop, (innermost, knobs.steps, extent // knobs.steps)),
+            (written_out, (innermost, 1, knobs.steps)),
+        ]
+        schedule.unroll(written_out)
+    reduction_order = [parts[axis][0] for axis in reduce] + [part for axis in reduce for part in parts[axis][1:]]
     unrolled = [spatial[axis] for axis in range(rank) if axis not in (axes.lane, axes.column, axes.row)]
     unrolled += [spatial[axis] for axis in (axes.row, axes.column) if axis >= 0]
     unrolled.append(vectors)  # innermost: each input is used up before the next is read, or LLVM would spill them

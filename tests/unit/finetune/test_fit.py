@@ -34,6 +34,7 @@ REPRESENTABLE = {
     "plain": PLAIN,
     "bias": BIASED,
     "relu": BIASED + "v5 = relu(v4)",
+    "hinted": PLAIN + "v3 = tile(v2, columns=2)\nv4 = weight 8\nv5 = channel_bias(v3, v4)\nv6 = relu(v5)",
     "residual": BIASED + "v5 = add(v0, v4)\nv6 = relu(v5)",
     "depthwise": INPUT + "v1 = weight 8x1x3x3\n" + convolution(2, 0, 1, groups=8),
     "grouped and shuffled": INPUT

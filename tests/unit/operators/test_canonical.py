@@ -66,6 +66,18 @@ REWRITES = {
         lambda b, x: b.apply("divide", b.apply("zero", x, shape=(4, 6, 6)), x),
         lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
     ),
+    "a hint on what is no kernel": (
+        lambda b, x: b.apply("tile", b.apply("relu", x), columns=2),
+        lambda b, x: b.apply("relu", x),
+    ),
+    "two hints on one knob": (
+        lambda b, x: b.apply("tile", b.apply("tile", b.convolution(x, 4, (1, 1)), columns=2), columns=4),
+        lambda b, x: b.apply("tile", b.convolution(x, 4, (1, 1)), columns=4),
+    ),
+    "hints in another order": (
+        lambda b, x: b.apply("tile", b.apply("unroll", b.convolution(x, 4, (1, 1)), steps=2), columns=4),
+        lambda b, x: b.apply("unroll", b.apply("tile", b.convolution(x, 4, (1, 1)), columns=4), steps=2),
+    ),
     "difference with itself": (
         lambda b, x: b.apply("subtract", b.apply("tanh", x), b.apply("tanh", x)),
         lambda b, x: b.apply("zero", x, shape=(4, 6, 6)),
@@ -113,6 +125,7 @@ UNTOUCHED = {
     "sigmoid of zero": lambda b, x: b.apply("sigmoid", b.apply("zero", x, shape=(4, 6, 6))),
     "quotient of a value and itself": lambda b, x: b.apply("divide", x, x),
     "normal density of zero": lambda b, x: b.apply("normal_density", b.apply("zero", x, shape=(4, 6, 6))),
+    "a hint on a convolution": lambda b, x: b.apply("tile", b.convolution(x, 4, (1, 1)), columns=2),
     "relu of tanh": lambda b, x: b.apply("relu", b.apply("tanh", x)),
     "two filters of one shape": lambda b, x: b.apply("add", b.convolution(x, 4, (1, 1)), b.convolution(x, 4, (1, 1))),
 }
