@@ -14,6 +14,7 @@ from onnx import helper
 from device_targets import host
 from device_targets.session import Session
 from gos_adapt.errors import ConfigError, DeviceUnreachableError, Rejection
+from gos_adapt.instructions.schedule_hints import to_remark
 from gos_adapt.profiling.in_place import METHOD, ROUNDS, RUNS, SAMPLES, time_in_place
 from gos_adapt.quantities import Measurement
 from gos_adapt.tuning import Record, Store, Tuner, Tuning, open_store, settle
@@ -106,6 +107,24 @@ def tuner(session: Session, store: Store) -> Iterator[Tuner]:
 
 def model(session: Session, proto: onnx.ModelProto = MODEL) -> Fused:
     return prepare(proto, session.device, 1)
+
+
+def test_a_hinted_kernel_is_tuned_within_its_hint_and_delivered_with_it(
+    session: Session, store: Store, tuner: Tuner, tmp_path: Path
+) -> None:
+    hinted = onnx.ModelProto()
+    hinted.CopyFrom(MODEL)
+    hinted.graph.node[2].doc_string = to_remark({"columns": 2, "steps": 4})
+    fused, plain = model(session, hinted), model(session)
+    (key,) = fused.kernels.keys() - plain.kernels.keys()
+    tuner.tune({key: fused.kernels[key]})
+    tried = [Variant.parse(trial.variant, RULES) for trial in store.trials(key)]
+    assert {(variant.knobs.columns, variant.knobs.steps) for variant in tried} == {(2, 4)}
+    built = build(fused, session.device, tmp_path / "model.so", tuner.choose)
+    assert "ignored" not in built.kernels[1].rule
+    array = random(1, 8, 4, 4, seed=2)
+    (got,), (wanted,) = session.load(built.path).run([array]), expected(MODEL, array)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_a_tuned_model_computes_what_onnx_runtime_computes_in_the_fastest_variants(
