@@ -64,7 +64,7 @@ def read_operator(
     if graph.output_shape != tensors.shapes.get(nodes[-1].output[0]):
         return Rejection(f"reads as {graph.output_shape}, is {tensors.shapes.get(nodes[-1].output[0])}")
     canonical = canonicalise(graph)
-    return canonical.graph, tuple(draft.weights[i] for i in canonical.weight_order)
+    return canonical.graph, canonical.weights(draft.weights)
 
 
 def _read_node(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:

@@ -5,6 +5,8 @@
 2. *Order*: inputs first, then post-order from the result. The arguments of a commutative instruction are sorted by
    their structure; where that leaves a tie (equal structure, different weights), every order is tried and the smallest
    form wins, so isomorphic operators give the same text.
+3. *Absorb*: weights take up the scales and biases beside them (`operators.absorb`), and what is left is simplified and
+   ordered again.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from typing import TYPE_CHECKING
 
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.schedule_hints import HINTS
+from gos_adapt.operators.absorb import absorb
 from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
 
 if TYPE_CHECKING:
     from gos_adapt.instructions.base import HyperValue, Shape
+    from gos_adapt.operators.absorb import Array
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,29 @@ class Canonical:
 
     Attributes:
         graph: Same meaning, inputs and output as the operator it was made from.
-        weight_order: ``weight_order[i]`` is the position among the old weights of new weight ``i``.
+        weights: Its weights from those of that operator.
     """
 
     graph: OperatorGraph
-    weight_order: tuple[int, ...]
+    weights: Callable[[Sequence[Array]], tuple[Array, ...]]
 
 
 def canonicalise(graph: OperatorGraph) -> Canonical:
     """Return the canonical form; equal up to float rounding wherever no value is infinite or not a number."""
+    form = _ordered(graph)
+    absorbed = absorb(form.graph)
+    if absorbed is None:
+        return form
+    rest = canonicalise(absorbed.graph)
+    return Canonical(rest.graph, lambda weights: rest.weights(absorbed.weights(form.weights(weights))))
+
+
+def _ordered(graph: OperatorGraph) -> Canonical:
     draft, result = _simplified(graph)
     orders = (_post_order(arguments, draft.inputs, result) for arguments in _argument_orders(draft, result))
     nodes, order = min(((_renumbered(draft, order), order) for order in orders), key=lambda form: repr(form[0]))
-    weights = tuple(draft.weight_positions[i] for i in order if draft.nodes[i].op == WEIGHT)
-    return Canonical(OperatorGraph(nodes), weights)
+    kept = [draft.weight_positions[i] for i in order if draft.nodes[i].op == WEIGHT]
+    return Canonical(OperatorGraph(nodes), lambda weights: tuple(weights[i] for i in kept))
 
 
 # 1. Simplify

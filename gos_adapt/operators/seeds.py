@@ -71,8 +71,7 @@ def _canonical_seed(name: str, graph: OperatorGraph, initial: Initial) -> Seed:
     canonical = canonicalise(graph)
 
     def ordered(weights: Sequence[Array], rng: np.random.Generator) -> Arrays:
-        written = initial(weights, rng)
-        return tuple(np.ascontiguousarray(written[i], np.float32) for i in canonical.weight_order)
+        return tuple(np.ascontiguousarray(array, np.float32) for array in canonical.weights(initial(weights, rng)))
 
     return Seed(name, canonical.graph, ordered)
 

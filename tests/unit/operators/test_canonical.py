@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.canonical import canonicalise
+from gos_adapt.operators.evaluate import evaluate
 from gos_adapt.operators.graph import Node, OperatorGraph
 
 
@@ -141,16 +143,54 @@ def test_no_rule_fires_where_it_must_not(write):
     assert len(canonicalise(written(write)).graph.nodes) == len(written(write).nodes)
 
 
-def test_dead_nodes_and_their_weights_go_and_the_order_says_which_weights_stay():
+def test_dead_nodes_and_their_weights_go_and_those_that_stay_are_put_in_order():
     b = Builder()
     x = b.input(4, 6, 6)
     b.convolution(x, 8, (1, 1))
-    scale = b.weight(4)
     bias = b.weight(4)
-    b.apply("channel_scale", b.apply("channel_bias", x, bias), scale)
+    scale = b.weight(4)
+    b.apply("channel_bias", b.apply("channel_scale", x, scale), bias)
     canonical = canonicalise(b.graph())
-    assert canonical.weight_order == (2, 1)
-    assert [node.op for node in canonical.graph.nodes] == ["input", "weight", "channel_bias", "weight", "channel_scale"]
+    assert canonical.weights(("filter", "bias", "scale")) == ("scale", "bias")
+    assert [node.op for node in canonical.graph.nodes] == ["input", "weight", "channel_scale", "weight", "channel_bias"]
+
+
+def test_a_layer_absorbs_all_scales_and_one_bias_around_it():
+    b = Builder()
+    x = b.apply("channel_scale", b.input(4, 6, 6))
+    x = b.apply("tile", b.convolution(x, 6, (3, 3), groups=2), columns=2)
+    b.bias(b.apply("channel_scale", b.bias(b.apply("channel_scale", x))))
+    graph = b.graph()
+    canonical = canonicalise(graph)
+    rng = np.random.default_rng(0)
+    x, *weights = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 4, 6, 6), *graph.weight_shapes))
+    assert [node.op for node in canonical.graph.nodes[2:]] == ["cross_correlation", "tile", "weight", "channel_bias"]
+    found = evaluate(canonical.graph, [x], canonical.weights(weights))
+    np.testing.assert_allclose(found, evaluate(graph, [x], weights), rtol=1e-4, atol=1e-5)
+
+
+def test_a_vector_layer_absorbs_scales_too():
+    b = Builder()
+    b.apply("channel_scale", b.apply("matrix_product", b.apply("channel_scale", b.input(3)), channels=2))
+    canonical = canonicalise(b.graph())
+    assert [node.op for node in canonical.graph.nodes] == ["input", "weight", "matrix_product"]
+    (w,) = canonical.weights((np.array([1, 2, 3]), np.ones((3, 2)), np.array([1, 10])))
+    assert w.tolist() == [[1, 10], [2, 20], [3, 30]]
+
+
+def shared_weight(b, x):
+    scale = b.weight(4)
+    return b.apply("channel_scale", b.apply("channel_scale", x, scale), scale)
+
+
+def read_twice(b, x):
+    convolved = b.convolution(x, 4, (1, 1))
+    return b.apply("add", convolved, b.apply("channel_scale", convolved))
+
+
+@pytest.mark.parametrize("write", [shared_weight, read_twice])
+def test_what_something_else_reads_is_not_absorbed(write):
+    assert "channel_scale" in [node.op for node in canonicalise(written(write)).graph.nodes]
 
 
 def test_an_unused_input_stays_an_input():
