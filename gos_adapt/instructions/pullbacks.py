@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -54,4 +53,6 @@ class _Apply(torch.autograd.Function):
 
 
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(np.ascontiguousarray(array)).to(like)
+    return torch.from_numpy(array.copy()).to(
+        like
+    )  # numpy calls one number of negative stride contiguous; torch refuses it

@@ -82,7 +82,10 @@ CASES = {
     "matrix_norm": tuple((case[0], order) for case in MATRICES for order in ORDERS),
     "weight_frobenius_norm": (*MATRICES, (((4, 2, 3, 3),), {})),
     "svd": tuple(((shape,), {"factor": f, "rank": r}) for shape in (TALL, WIDE) for f in range(3) for r in (1, 2)),
-    "eigen": tuple(((SQUARE,), {"factor": f, "rank": r}) for f in range(2) for r in (2, 3)),
+    "eigen": (
+        *(((SQUARE,), {"factor": f, "rank": r}) for f in range(2) for r in (2, 3)),
+        (((1, 1),), {"factor": 1, "rank": 1}),
+    ),
     "qr": tuple((case[0], {"factor": f}) for case in MATRICES for f in range(2)),
     "cholesky": tuple((case[0], {"ridge": 1e-4}) for case in MATRICES),
     "channel_bias": (((MAP, (4,)), {}), ((VECTOR, (7,)), {})),
