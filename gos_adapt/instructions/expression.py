@@ -38,7 +38,7 @@ SYMBOLS = sympy.symbols("x_0:4", real=True)
 class sigmoid(sympy.Function):  # type: ignore[misc]  # noqa: N801  (sympy's functions are written like this)
     """``1 / (1 + exp(-x))`` as one function: its derivative ``sigmoid(x) sigmoid(-x)`` overflows nowhere."""
 
-    is_extended_real = True
+    is_positive = True
     nargs = 1
 
     def fdiff(self, _argument: int = 1) -> sympy.Expr:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from itertools import product
 from typing import TYPE_CHECKING
 
 from gos_adapt.instructions import INSTRUCTIONS
+from gos_adapt.instructions.calculus import FUNCTIONS, X
 from gos_adapt.instructions.schedule_hints import HINTS
 from gos_adapt.operators.absorb import absorb
 from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
@@ -129,8 +131,8 @@ def _make(op: str, *args: int, **hyper: HyperValue) -> Node:
 
 Rule = Callable[[_Draft, Node], Node | int | None]
 
-NOT_NEGATIVE = {"relu", "relu6", "sigmoid", "hard_sigmoid", "softmax"}
-WITHIN_0_6 = NOT_NEGATIVE - {"relu"}
+NOT_NEGATIVE = {*(name for name, function in FUNCTIONS.items() if function.is_nonnegative), "softmax", "bayes_rule"}
+WITHIN_0_6 = NOT_NEGATIVE - {"relu", "square_root"}
 UNCHANGED = {"relu": NOT_NEGATIVE, "leaky_relu": NOT_NEGATIVE, "relu6": WITHIN_0_6}
 """Outer instruction -> inner ones whose results it leaves as they are."""
 MOVES = {"reshape", "weight_reshape", "flatten", "channel_slice", "pad_channels", "subsample", "upsample"}
@@ -138,7 +140,8 @@ MOVES = {"reshape", "weight_reshape", "flatten", "channel_slice", "pad_channels"
 KERNELS = {"cross_correlation", "matrix_product"}
 """Start a kernel whose schedule can be hinted at."""
 ZERO_PRESERVING = MOVES | {
-    *("relu", "relu6", "leaky_relu", "tanh", "hard_swish", "max_pool", "average_pool", "global_average_pool"),
+    *(name for name, function in FUNCTIONS.items() if function.subs(X, 0) == 0),
+    *("leaky_relu", "max_pool", "average_pool", "global_average_pool"),
     *("shift", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
     *("vector_norm", "frobenius_norm", "gradient", "power", "bayes_rule"),
     *("sum_along", "mean_along", "maximum_along", "minimum_along"),
@@ -184,10 +187,17 @@ def _drop_idle_move(draft: _Draft, node: Node) -> int | None:
     return node.args[0] if idle else None
 
 
-def _merge_clips(draft: _Draft, node: Node) -> Node | None:
-    """Rewrite relu6(relu(a)) -> relu6(a)."""
-    (inner, *_) = node.args
-    return _make("relu6", *draft.nodes[inner].args) if node.op == "relu6" and draft.op(inner) == "relu" else None
+def _compose(draft: _Draft, node: Node) -> Node | None:
+    """Rewrite f(g(a)) -> h(a) where sympy sees that the table has such an h: relu6(relu(a)) -> relu6(a) ..."""
+    inner = draft.nodes[node.args[0]]
+    composed = _composed(node.op, inner.op) if node.op in FUNCTIONS and inner.op in FUNCTIONS else None
+    return None if composed is None else _make(composed, *inner.args)
+
+
+@cache
+def _composed(outer: str, inner: str) -> str | None:
+    function = FUNCTIONS[outer].xreplace({X: FUNCTIONS[inner]})
+    return next((name for name, other in FUNCTIONS.items() if other == function), None)
 
 
 def _merge_reshapes(draft: _Draft, node: Node) -> Node | None:
@@ -251,7 +261,7 @@ RULES: tuple[Rule, ...] = (
     _drop_identity,
     _drop_unchanging,
     _drop_idle_move,
-    _merge_clips,
+    _compose,
     _merge_reshapes,
     _single_element_pool,
     _join_with_itself,

@@ -41,6 +41,14 @@ REWRITES = {
         lambda b, x: b.apply("leaky_relu", b.apply("relu", x), slope=0.01),
         lambda b, x: b.apply("relu", x),
     ),
+    "square root of relu": (
+        lambda b, x: b.apply("square_root", b.apply("relu", x)),
+        lambda b, x: b.apply("square_root", x),
+    ),
+    "relu of a density": (
+        lambda b, x: b.apply("relu", b.apply("normal_density", x)),
+        lambda b, x: b.apply("normal_density", x),
+    ),
     "relu6 of relu": (lambda b, x: b.apply("relu6", b.apply("relu", x)), lambda b, x: b.apply("relu6", x)),
     "shift by nothing": (lambda b, x: b.apply("shift", x, offset=(0, 0)), lambda b, x: b.apply("identity", x)),
     "whole slice": (
