@@ -6,7 +6,6 @@ Each function here is one use of the product; each stage leaves its artefact in 
 from __future__ import annotations
 
 import json
-import math
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,6 +21,7 @@ from device_targets.session import Session, check_connected
 from gos_adapt import __version__, baselines
 from gos_adapt.adaptation import Adaptation
 from gos_adapt.bench import ADAPTED, FP32, INT8, ORIGINAL, bench, compare
+from gos_adapt.budget import Budget
 from gos_adapt.environment import read_environment
 from gos_adapt.errors import ConfigError, Rejection, RunFolderError, VerificationError
 from gos_adapt.model.load import load_model, load_module
@@ -39,7 +39,7 @@ from gos_adapt.result import (
     Result,
 )
 from gos_adapt.run_folder import RunFolder, replace_atomic, write_atomic
-from gos_adapt.strategies import STRATEGIES
+from gos_adapt.strategies import STRATEGIES, Strategy
 from gos_adapt.strategies.setting import Adapted, Request
 from gos_adapt.summary import (
     count_macs,
@@ -69,8 +69,10 @@ if TYPE_CHECKING:
 
 __all__ = ["adapt", "bench", "compile_to", "load_compiled", "profile_model"]
 
-DELIVERY_S = 60.0
-"""Kept from the budget for compiling, verifying and timing what is delivered; at most a quarter of it."""
+SCORED_MODELS = 3
+"""On the test split: the original, the adapted, and ONNX Runtime's int8."""
+FIXED_S = 8.0
+"""For all else of delivery: the int8 baseline, timing the contenders, the report."""
 RESULT, REPORT = "result.json", "report.html"
 DELIVERED = ("adapted.onnx", "adaptation.json", "adaptation.safetensors", "model.so", "model.json")
 
@@ -109,12 +111,15 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             speed_up=config.speed_up,
             train_all=config.train_all,
         )
-        time_left = _budget(config, folder, progress)
+        budget = Budget(config.budget_s, lambda: folder.elapsed_s)
+        if config.budget_s is not None:
+            progress.budget(budget.left_s)
         keep = partial(_write_models, folder, model)
         strategy = STRATEGIES[config.strategy_for(task)](
-            model, task, request, workbench, folder, progress, time_left, keep
+            model, task, request, workbench, folder, progress, budget.search_s, keep
         )
         with stages.time("profile, select, search, splice"):
+            budget.reserve(_delivery_s(strategy, model, task, device))
             adapted = strategy.run()
         for finding in (RESULT, REPORT):  # of an earlier process of this run: what follows replaces it
             folder.remove(finding)
@@ -254,14 +259,17 @@ def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Devi
     }
 
 
-def _budget(config: AdaptConfig, folder: RunFolder, progress: Progress) -> Callable[[], float]:
-    """Seconds left for searching, over all processes that worked on this run."""
-    if config.budget_s is None:
-        return lambda: math.inf
-    budget_s = config.budget_s
-    progress.budget(lambda: budget_s - folder.elapsed_s)
-    reserve_s = min(DELIVERY_S, budget_s / 4)
-    return lambda: budget_s - reserve_s - folder.elapsed_s
+def _delivery_s(strategy: Strategy, model: Model, task: Task | None, device: Device) -> float:
+    """Guess what delivery will take, from what the same work takes now: profiling, and scoring on a small split."""
+    start = time.monotonic()
+    strategy.profile(model, find_sites(model), "original")
+    profiled_s = time.monotonic() - start
+    if task is None:
+        return profiled_s + FIXED_S
+    start = time.monotonic()
+    evaluate_onnx(model.original.SerializeToString(), task.calibration, task.metric, threads=device.threads)
+    scored_s = (time.monotonic() - start) * task.test.n / task.calibration.n
+    return profiled_s + SCORED_MODELS * scored_s + FIXED_S
 
 
 class _Stages:

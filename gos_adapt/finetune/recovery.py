@@ -197,7 +197,8 @@ class _Student:
         for k, leaf in enumerate(self.parameters):
             arrays[f"weight.{k}"] = leaf.detach().numpy().copy()
             momentum = self._optimizer.state[leaf].get("momentum_buffer")
-            arrays[f"momentum.{k}"] = np.zeros_like(arrays[f"weight.{k}"]) if momentum is None else momentum.numpy()
+            kept = torch.zeros_like(leaf) if momentum is None else momentum
+            arrays[f"momentum.{k}"] = kept.detach().numpy().copy()
         return arrays
 
     def restore(self, state: State) -> int:

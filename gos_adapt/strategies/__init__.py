@@ -9,4 +9,5 @@ from __future__ import annotations
 from gos_adapt.strategies.iterative import Iterative
 from gos_adapt.strategies.joint import Joint
 
-STRATEGIES: dict[str, type[Iterative | Joint]] = {"iterative": Iterative, "global": Joint}
+Strategy = Iterative | Joint
+STRATEGIES: dict[str, type[Strategy]] = {"iterative": Iterative, "global": Joint}

@@ -44,8 +44,8 @@ WORTH = 1.01
 RECOVER_ABOVE = 0.5
 """Share of the allowance that may be used before all replacements are trained together."""
 RECOVERY_STEPS = 200
-PASSES = 10
-"""Over the training split, when everything is trained at the end and no budget ends it."""
+PASSES = 200
+"""Over the training split at most, when everything is trained at the end: more teach little."""
 HOPELESS = 0.05
 """Drop, in the metric's terms, that a short training does not mend; twice the allowance where that is more."""
 ENOUGH = 0.25

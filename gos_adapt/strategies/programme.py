@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROUNDING = 1e-9
-"""Of the largest saving: what sums of floats may miss."""
+"""Of what is wanted: sums of floats may miss it by so much."""
 SECONDS = 10.0
 """For the solver; a model of a hundred sites takes it milliseconds."""
 
@@ -59,28 +59,21 @@ def cheapest_set(options: Sequence[Option], saving_s: float, limit: int | None =
     if saving_s <= 0:
         return []
     losses = np.array([option.loss for option in options])
-    saves, scale = _saves(options)
-    found = _solve(options, losses, limit, LinearConstraint(saves[None, :], lb=saving_s / scale - ROUNDING))
+    # in units of what is wanted: seconds are far below the solver's tolerances
+    enough = LinearConstraint(np.array([[option.saves_s / saving_s for option in options]]), lb=1 - ROUNDING)
+    found = _solve(options, losses, limit, enough) if options else None
     return Rejection(f"no set of {len(options)} replacements saves {saving_s:.3g} s") if found is None else found
 
 
 def largest_saving(options: Sequence[Option], limit: int | None = None) -> float:
     """Return the seconds that the options can save together at most."""
-    found = _solve(options, -_saves(options)[0], limit)
+    found = _solve(options, -np.array([option.saves_s for option in options]), limit) if options else None
     return sum(options[i].saves_s for i in found or ())
-
-
-def _saves(options: Sequence[Option]) -> tuple[np.ndarray[Any, Any], float]:
-    """Savings in units of the largest, because seconds are far below the solver's tolerances; and that unit."""
-    scale = max((abs(option.saves_s) for option in options), default=1.0) or 1.0
-    return np.array([option.saves_s / scale for option in options]), scale
 
 
 def _solve(
     options: Sequence[Option], cost: np.ndarray[Any, Any], limit: int | None, *more: LinearConstraint
 ) -> list[int] | None:
-    if not options:
-        return [] if not more else None
     constraints = [_exclusions(options), *more]
     if limit is not None:
         constraints.append(LinearConstraint(np.ones((1, len(options))), ub=limit))

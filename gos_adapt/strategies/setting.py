@@ -273,9 +273,9 @@ class Setting:
         return Recovered(splice(self.model, trained), trained, old, new, taken)
 
     def passes(self, count: float) -> float:
-        """Steps that `count` passes over the training split take: how long to train when no budget says so."""
+        """Steps that `count` passes over the training split take."""
         assert self.task is not None
-        return math.inf if math.isfinite(self.time_left()) else count * -(-self.task.training.n // self.task.batch)
+        return count * -(-self.task.training.n // self.task.batch)
 
     def drop(self, score: Score) -> float:
         """What a model of this score lost, to be compared with epsilon."""

@@ -242,6 +242,8 @@ def words_for(tiny: Path, out: Path) -> list[str]:
         "--target",
         "host",
         *task,
+        "--strategy",
+        "iterative",
         "--max-sites",
         "1",
         "--epsilon",

@@ -1,0 +1,105 @@
+"""The global strategy on this machine: what it chooses, what it delivers, and that it goes on where it was."""
+
+import math
+
+import numpy as np
+import pytest
+from example_models import in_onnx_runtime
+from example_search import INPUTS, residual_model, task_for
+
+from device_targets import DEVICES
+from device_targets.session import Session
+from gos_adapt.model.splice import splice
+from gos_adapt.progress import Silent
+from gos_adapt.run_folder import RunFolder
+from gos_adapt.strategies.joint import Joint
+from gos_adapt.strategies.setting import Request
+from gos_adapt.workbench import Workbench
+
+
+@pytest.fixture(scope="module")
+def workbench():
+    with Session(DEVICES["host"]()) as session, Workbench(session) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def model():
+    return residual_model()
+
+
+def run(model, workbench, path, seconds=60.0, **options):
+    kept = []
+    request = Request(epsilon=options.pop("epsilon", 0.2), max_sites=options.pop("max_sites", None), seed=0, **options)
+    with RunFolder.open(path, {"test": "joint"}, "resume") as folder:
+        joint = Joint(
+            model,
+            task_for(model),
+            request,
+            workbench,
+            folder,
+            Silent(),
+            lambda: seconds - folder.elapsed_s,
+            lambda adapted, replacements: kept.append(replacements),
+        )
+        return joint.run(), kept, len(folder.journal)
+
+
+@pytest.fixture(scope="module")
+def faster(model, workbench, tmp_path_factory):
+    path = tmp_path_factory.mktemp("joint") / "run"
+    return path, *run(model, workbench, path, seconds=30.0, speed_up=1.1, train_all=True)
+
+
+def test_what_is_replaced_together_makes_the_delivered_model(faster, model):
+    _, adapted, kept, _ = faster
+    replaced = [r for r in adapted.replacements if not r.retrained]
+    assert replaced
+    assert kept == [adapted.replacements]
+    rebuilt = splice(model, adapted.replacements)
+    for one, other in zip(
+        in_onnx_runtime(rebuilt.proto, INPUTS[:4]), in_onnx_runtime(adapted.model.proto, INPUTS[:4]), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_every_replaced_site_is_told_with_the_candidate_that_went_there(faster):
+    _, adapted, _, _ = faster
+    told = {name: outcome for step in adapted.steps for name, outcome in step.chosen.items()}
+    replaced = {r.site: r for r in adapted.replacements if not r.retrained}
+    assert told.keys() == replaced.keys()
+    assert all(told[name].candidate.operator.key == r.operator.key for name, r in replaced.items())
+
+
+def test_with_all_layers_trained_every_layer_is_a_replacement_or_inside_one(faster):
+    _, adapted, _, _ = faster
+    covered = {
+        name for site in adapted.sites if site.name in {r.site for r in adapted.replacements} for name in site.nodes
+    }
+    assert all(covered.issuperset(site.nodes) for site in adapted.sites if site.weights)
+
+
+def test_the_same_run_again_repeats_nothing_and_ends_the_same(faster, model, workbench):
+    path, adapted, _, records = faster
+    again, _, records_again = run(model, workbench, path, seconds=30.0, speed_up=1.1, train_all=True)
+    assert records_again == records
+    for one, other in zip(adapted.replacements, again.replacements, strict=True):
+        assert one.site == other.site
+        for mine, theirs in zip(one.weights, other.weights, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_without_a_latency_asked_for_the_accuracy_decides(model, workbench, tmp_path):
+    adapted, kept, _ = run(model, workbench, tmp_path / "run", seconds=40.0, epsilon=math.inf)
+    assert {r.site for r in adapted.replacements}
+    assert kept[-1] == adapted.replacements
+    strict, kept, _ = run(model, workbench, tmp_path / "strict", seconds=20.0, epsilon=0.0)
+    assert (strict.replacements, kept) == ((), [])
+    assert strict.model is model
+    assert strict.notes
+
+
+def test_no_more_sites_are_replaced_than_allowed(model, workbench, tmp_path):
+    adapted, _, _ = run(model, workbench, tmp_path / "run", seconds=20.0, speed_up=50.0, max_sites=1)
+    assert len(adapted.replacements) == 1
+    assert "No set of replacements that was found reaches the latency" in adapted.notes[0]
