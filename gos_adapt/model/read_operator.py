@@ -268,6 +268,12 @@ def _clip(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
     return Rejection(f"clipping to {bounds} is no instruction")
 
 
+def _softmax(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
+    if _attributes(node).get("axis", -1) not in (1, -len(draft.shape(node))):
+        return Rejection("only a softmax over the channels is an instruction")
+    return draft.apply("softmax", draft.feature(node))
+
+
 def _leaky_relu(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
     # attributes are float32: 0.01 must read as the instruction's 0.01, not as 0.009999999776
     slope = float(np.format_float_positional(np.float32(_attributes(node).get("alpha", 0.01))))
@@ -372,6 +378,7 @@ READERS: dict[str, Reader] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _activation("hard_swish"),
     "Tanh": _activation("tanh"),
+    "Softmax": _softmax,
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Slice": _slice,

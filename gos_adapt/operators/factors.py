@@ -103,6 +103,12 @@ def centre(w: Array, kernel: Shape) -> Array:
     return w[:, :, top : top + kernel[0], left : left + kernel[1]].copy()
 
 
+def surrounded(w: Array, kernel: Shape) -> Array:
+    """Put every filter into the middle of a larger one of zeros."""
+    rows, columns = ((k - own) // 2 for k, own in zip(kernel, w.shape[2:], strict=True))
+    return np.pad(w, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
+
+
 def he_normal(shape: Shape, rng: np.random.Generator) -> Array:
     """Draw filters for a layer before a ReLU.
 

@@ -6,7 +6,7 @@ around it is left to the type check.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +80,15 @@ class _Convolution:
         top, left, bottom, right = self.padding
         return self.stride == (1, 1) and (2 * top, 2 * left, 2 * bottom, 2 * right) == (rows, columns, rows, columns)
 
+    def reaching(self, kernel: Shape, dilation: Shape) -> _Convolution:
+        """The same with another filter, the padding grown (or cut, perhaps below zero) as its extent is, evenly."""
+        extents = zip(_extent(kernel, dilation), _extent(self.kernel, self.dilation), strict=True)
+        growth = tuple(new - old for new, old in extents)
+        first = tuple(int(n / 2) for n in growth)
+        last = tuple(n - f for n, f in zip(growth, first, strict=True))
+        padding = tuple(p + n for p, n in zip(self.padding, first + last, strict=True))
+        return replace(self, kernel=kernel, dilation=dilation, padding=padding)
+
     def write(self, b: Builder, x: int, channels: int | None = None, **changes: HyperValue) -> int:
         """Add it, or the same with other settings."""
         settings: dict[str, HyperValue] = {
@@ -93,15 +102,27 @@ class _Convolution:
         return b.apply("cross_correlation", x, **(settings | changes))
 
 
+def _doubled(steps: Shape) -> Shape:
+    return tuple(2 * step for step in steps)
+
+
+def _extent(kernel: Shape, dilation: Shape) -> Shape:
+    """Height and width that a window covers."""
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+
+
 def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
     conv = _Convolution.of(x, hyper)
     narrow, (kh, kw) = min(conv.c, conv.o), conv.kernel
     for kernel in ((5, 5), (3, 3), (1, 1), (kh, 1), (1, kw)):
-        padding = _padding_of_middle(conv, kernel)
-        if padding is not None:
-            yield _smaller_kernel(conv, kernel, padding)
+        if _shares_middle(conv.kernel, kernel):
+            yield _smaller_kernel(conv, kernel)
+    enlarges = min(conv.kernel) > 1 and _shares_middle((5, 5), conv.kernel)
+    if enlarges:
+        yield _larger_kernel(conv, (5, 5))
     if conv.dilation == (1, 1) and kw % 2 and kw > 1:
-        yield _dilated(conv, (1, 2))
+        for columns in (2, 3, 4):
+            yield _dilated(conv, (1, columns))
         if kh % 2 and kh > 1:
             yield _dilated(conv, (2, 2))
     yield _strided_upsampled(conv)
@@ -126,6 +147,9 @@ def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
     if not conv.pointwise:
         yield _depthwise_pointwise(conv, 1)
         yield _depthwise_pointwise(conv, 2)
+        if enlarges:
+            yield _depthwise_5x5_pointwise(conv)
+        yield _depthwise_pooled_pointwise(conv)
         yield _pointwise_depthwise(conv)
     if conv.keeps_places and not conv.pointwise:
         for part in _fractions(conv.c, 2, 4):
@@ -134,40 +158,49 @@ def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
             yield _partial_mixed(conv, part)
 
 
-def _padding_of_middle(conv: _Convolution, kernel: Shape) -> Shape | None:
-    """Return the padding with which a smaller filter sees what the middle of the old one saw, if there is one."""
-    less = tuple(k - smaller for k, smaller in zip(conv.kernel, kernel, strict=True))
-    if kernel == conv.kernel or min(less) < 0 or any(n % 2 for n in less):
-        return None
-    rows, columns = (n // 2 * d for n, d in zip(less, conv.dilation, strict=True))
-    padding = tuple(p - n for p, n in zip(conv.padding, (rows, columns, rows, columns), strict=True))
-    return padding if min(padding) >= 0 else None
+def _shares_middle(kernel: Shape, smaller: Shape) -> bool:
+    """Whether the second filter, and not the same, fits into the first with as many elements left over on each side."""
+    less = tuple(k - s for k, s in zip(kernel, smaller, strict=True))
+    return kernel != smaller and min(less) >= 0 and not any(n % 2 for n in less)
 
 
-def _smaller_kernel(conv: _Convolution, kernel: Shape, padding: Shape) -> Relative:
+def _smaller_kernel(conv: _Convolution, kernel: Shape) -> Relative:
     return Relative(
         f"smaller_kernel {by(kernel)}",
-        lambda b, x: conv.write(b, x, kernel=kernel, padding=padding),
+        conv.reaching(kernel, conv.dilation).write,
         lambda w: (factors.centre(w, kernel),),
     )
 
 
+def _larger_kernel(conv: _Convolution, kernel: Shape) -> Relative:
+    """The own filter within zeros (thesis 4.5: early convolutions keep a plain form with 5x5 kernels)."""
+    return Relative(
+        f"larger_kernel {by(kernel)}",
+        conv.reaching(kernel, conv.dilation).write,
+        lambda w: (factors.surrounded(w, kernel),),
+    )
+
+
 def _dilated(conv: _Convolution, dilation: Shape) -> Relative:
-    """Every second tap (thesis 4.5: zero columns between filter columns)."""
-    rows, columns = dilation
-    kernel = ((conv.kernel[0] + rows - 1) // rows, (conv.kernel[1] + columns - 1) // columns)
+    """Every n-th tap, or the outer two, and zeros between (thesis 4.5: 1-3 zero columns between filter columns).
+
+    The thesis does not say how many columns remain. With all of them nothing would be saved.
+    """
+    rows, columns = (max(1, min(d, k - 1)) for d, k in zip(dilation, conv.kernel, strict=True))
+    kernel = ((conv.kernel[0] - 1) // rows + 1, (conv.kernel[1] - 1) // columns + 1)
+    spread = conv.reaching(kernel, dilation)
+    top, left = (max(0, p - q) for p, q in zip(conv.padding[:2], spread.padding[:2], strict=True))
     return Relative(
         f"dilated {by(kernel)} d{by(dilation)}",
-        lambda b, x: conv.write(b, x, kernel=kernel, dilation=dilation),
-        lambda w: (w[:, :, ::rows, ::columns],),
+        spread.write,
+        lambda w: (w[:, :, top::rows, left::columns][:, :, : kernel[0], : kernel[1]],),
     )
 
 
 def _strided_upsampled(conv: _Convolution) -> Relative:
-    stride = (2 * conv.stride[0], 2 * conv.stride[1])
     return Relative(
         "strided_upsampled",
-        lambda b, x: b.apply("upsample", conv.write(b, x, stride=stride), factor=(2, 2)),
+        lambda b, x: b.apply("upsample", conv.write(b, x, stride=_doubled(conv.stride)), factor=(2, 2)),
         lambda w: (w,),
     )
 
@@ -253,6 +286,27 @@ def _depthwise_pointwise(conv: _Convolution, multiplier: int) -> Relative:
     )
 
 
+def _depthwise_5x5_pointwise(conv: _Convolution) -> Relative:
+    depthwise = _depthwise_pointwise(conv.reaching((5, 5), conv.dilation), 1)
+    return Relative(
+        "depthwise_5×5_pointwise", depthwise.build, lambda w: depthwise.initial(factors.surrounded(w, (5, 5)))
+    )
+
+
+def _depthwise_pooled_pointwise(conv: _Convolution) -> Relative:
+    """Dilated, depthwise, then pooling (thesis 4.5: late convolutions); the pooling has the stride."""
+    spread = replace(conv.reaching(conv.kernel, _doubled(conv.dilation)), stride=(1, 1))
+    pool: dict[str, HyperValue] = {"kernel": conv.stride, "stride": conv.stride, "padding": (0, 0, 0, 0)}
+    if conv.stride == (1, 1):
+        pool |= {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+
+    def build(b: Builder, x: int) -> int:
+        filtered = spread.write(b, x, conv.c, groups=conv.c)
+        return b.convolution(b.apply("average_pool", filtered, **pool), conv.o, (1, 1))
+
+    return Relative("depthwise_pooled_pointwise", build, lambda w: factors.grouped_then_pointwise(w, conv.c, 1))
+
+
 def _pointwise_depthwise(conv: _Convolution) -> Relative:
     return Relative(
         "pointwise_depthwise",
@@ -318,6 +372,36 @@ def _pool_relatives(op: str, other: str) -> Callable[[Shape, Hyper], Iterator[Re
     return relatives
 
 
+def _scale_relatives(_x: Shape, _hyper: Hyper) -> Iterator[Relative]:
+    """α(x - μ)³ + β(x - μ) in place of a normalisation's scale (thesis 4.5); the bias after it is γ.
+
+    Deviation: the thesis standardises first; here the deviation is in α and β.
+    """
+
+    def build(b: Builder, x: int) -> int:
+        centred = b.bias(x)
+        cube = b.apply("channel_scale", b.apply("power", centred, exponent=3))
+        return b.apply("add", cube, b.apply("channel_scale", centred))
+
+    yield Relative("cubic", build, lambda w: (np.zeros_like(w), np.zeros_like(w), w))
+
+
+def _softmax_relatives(x: Shape, _hyper: Hyper) -> Iterator[Relative]:
+    """Without exponentials: eˣ is nearly (1 + x/n)ⁿ where x is small, and both are zero where x is very negative."""
+    yield _HARD_SIGMOID
+    for n in (1, 2, 4):
+        yield _power_softmax(x[0], n)
+
+
+def _power_softmax(c: int, n: int) -> Relative:
+    def build(b: Builder, x: int) -> int:
+        likelihood = b.apply("relu", b.bias(b.apply("channel_scale", x)))
+        return b.apply("bayes_rule", b.apply("power", likelihood, exponent=n) if n > 1 else likelihood)
+
+    ones = np.ones(c, np.float32)
+    return Relative(f"power_softmax {n}", build, lambda: (ones / np.float32(n), ones, ones))
+
+
 def _activation_relatives(*others: Relative) -> Callable[[Shape, Hyper], Iterator[Relative]]:
     return lambda _x, _hyper: iter(others)
 
@@ -331,6 +415,7 @@ _HARD_SWISH = Relative("hard_swish", lambda b, x: b.apply("hard_swish", x))
 RELATIVES: dict[str, Callable[[Shape, Hyper], Iterator[Relative]]] = {
     "cross_correlation": _convolution_relatives,
     "matrix_product": _matrix_relatives,
+    "channel_scale": _scale_relatives,
     "max_pool": _pool_relatives("max_pool", "average_pool"),
     "average_pool": _pool_relatives("average_pool", "max_pool"),
     "relu": _activation_relatives(_IDENTITY, _LEAKY_RELU),
@@ -339,5 +424,6 @@ RELATIVES: dict[str, Callable[[Shape, Hyper], Iterator[Relative]]] = {
     "sigmoid": _activation_relatives(_HARD_SIGMOID),
     "tanh": _activation_relatives(_LEAKY_RELU, _HARD_SWISH),
     "hard_swish": _activation_relatives(_RELU, _LEAKY_RELU),
+    "softmax": _softmax_relatives,
 }
 """Instruction -> its relatives, from the shape of its first argument and its settings."""

@@ -83,6 +83,14 @@ def test_activations_are_read_as_their_instruction(op, attributes, instruction):
     assert dict(site.operator.nodes[-1].hyper) == ({"slope": 0.01} if instruction == "leaky_relu" else {})
 
 
+@pytest.mark.parametrize(("axis", "expected"), [(1, 1), (-3, 1), (3, 0), (-1, 0)])
+def test_a_softmax_over_the_channels_is_read_and_over_places_is_not(axis, expected):
+    nodes = [("Conv", "x w b", "c", CONV), ("Softmax", "c", "s", {"axis": axis}), ("Add", "s x", "y", {})]
+    branches = [site for site in sites_of(nodes) if site.kind == "branch"]
+    assert len(branches) == expected
+    assert all("softmax" in instructions(site) for site in branches)
+
+
 def test_a_clip_is_relu6_or_no_site():
     nodes = [("Conv", "x w b", "c", CONV), ("Clip", "c low high", "y", {})]
     (site,) = sites_of(nodes, constants=[*WEIGHTS, ("low", np.float32(0)), ("high", np.float32(6))])

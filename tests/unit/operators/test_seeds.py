@@ -4,11 +4,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
+from gos_adapt.finetune.capture import Activations
+from gos_adapt.finetune.fit import fit
 from gos_adapt.operators import factors
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.evaluate import evaluate
 from gos_adapt.operators.seeds import seeds
+from gos_adapt.operators.torch_form import TorchOperator
 
 if TYPE_CHECKING:
     from gos_adapt.operators.graph import OperatorGraph
@@ -47,8 +51,10 @@ def outputs(operator: OperatorGraph, name: str, weights, x):
 
 def test_a_convolution_has_every_known_relative():
     assert kinds(convolution()) == {
-        *("original", "smaller_kernel", "dilated", "strided_upsampled", "low_rank_in", "low_rank_out", "bottleneck"),
-        *("column_then_row", "grouped", "shuffled_grouped", "grouped_mixed", "depthwise_pointwise"),
+        *("original", "smaller_kernel", "larger_kernel", "dilated", "strided_upsampled"),
+        *("low_rank_in", "low_rank_out", "bottleneck", "column_then_row"),
+        *("grouped", "shuffled_grouped", "grouped_mixed"),
+        *("depthwise_pointwise", "depthwise_5×5_pointwise", "depthwise_pooled_pointwise"),
         *("pointwise_depthwise", "partial", "partial_mixed", "identity", "leaky_relu"),
     }
 
@@ -58,8 +64,8 @@ def test_relatives_that_make_no_sense_are_absent():
         *("original", "strided_upsampled", "low_rank_in", "grouped", "shuffled_grouped", "identity", "leaky_relu"),
     }
     assert kinds(convolution(groups=8)) == {
-        *("original", "smaller_kernel", "dilated", "strided_upsampled", "depthwise_column_then_row"),
-        *("identity", "leaky_relu"),
+        *("original", "smaller_kernel", "larger_kernel", "dilated", "strided_upsampled"),
+        *("depthwise_column_then_row", "identity", "leaky_relu"),
     }
     assert "partial" not in kinds(convolution(stride=(2, 2)))
 
@@ -110,6 +116,7 @@ def masked(mask):
 
 
 STRUCTURED = {
+    "depthwise_5×5_pointwise": product_of("oc,ckl->ockl", (8, 8), (8, 3, 3)),
     "depthwise_pointwise x1": product_of("oc,ckl->ockl", (8, 8), (8, 3, 3)),
     "pointwise_depthwise": product_of("oc,okl->ockl", (8, 8), (8, 3, 3)),
     "low_rank_in 4": product_of("orkl,rc->ockl", (8, 4, 3, 3), (4, 8)),
@@ -129,6 +136,101 @@ def test_derived_weights_are_exact_where_the_original_has_the_structure_of_the_r
     weights[0] = filters(rng).astype(np.float32)
     derived, expected = outputs(operator, name, weights, x)
     np.testing.assert_allclose(derived, expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": (2, 2)}, {"groups": 8}, {"dilation": (2, 2), "padding": (2, 2, 2, 2)}]
+)
+def test_a_larger_kernel_is_exact(settings):
+    """Early convolutions keep a plain form with 5x5 kernels (thesis 4.5)."""
+    operator = convolution(**settings)
+    x, weights = arrays(operator, np.random.default_rng(0))
+    derived, expected = outputs(operator, "larger_kernel 5×5", weights, x)
+    np.testing.assert_allclose(derived, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "kept"),
+    [(3, 2, [0, 2]), (5, 2, [0, 2, 4]), (5, 3, [0, 3]), (5, 4, [0, 4]), (7, 3, [0, 3, 6]), (7, 4, [1, 5])],
+)
+def test_dilated_columns_are_exact_where_the_others_are_zero(size, columns, kept):
+    operator = convolution(kernel=(3, size), padding=(1, size // 2, 1, size // 2))
+    x, weights = arrays(operator, np.random.default_rng(0))
+    weights[0][:, :, :, [column for column in range(size) if column not in kept]] = 0
+    derived, expected = outputs(operator, f"dilated 3×{len(kept)} d1×{columns}", weights, x)
+    np.testing.assert_allclose(derived, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_outer_columns_move_apart_where_the_dilation_is_wider_than_the_filter():
+    operator = convolution()
+    rng = np.random.default_rng(0)
+    x, weights = arrays(operator, rng)
+    x[:] = rng.normal(size=(2, 8, 8, 1))  # rows of one value each: columns may stand anywhere, but for the borders
+    weights[0][:, :, :, 1] = 0
+    for columns in (3, 4):
+        derived, expected = outputs(operator, f"dilated 3×2 d1×{columns}", weights, x)
+        np.testing.assert_allclose(derived[..., 2:-2], expected[..., 2:-2], rtol=1e-4, atol=1e-4)
+
+
+def test_a_pooled_depthwise_seed_filters_pools_by_the_stride_and_mixes():
+    operator = convolution(stride=(2, 2))
+    (seed,) = (seed for seed in seeds(operator) if seed.name.startswith("depthwise_pooled_pointwise"))
+    instructions = [node for node in seed.graph.nodes if node.op not in ("input", "weight")]
+    assert [node.op for node in instructions[:3]] == ["cross_correlation", "average_pool", "cross_correlation"]
+    filters, pool, mix = (dict(node.hyper) for node in instructions[:3])
+    assert (filters["groups"], filters["dilation"], filters["stride"]) == (8, (2, 2), (1, 1))
+    assert (pool["kernel"], pool["stride"], mix["kernel"]) == ((2, 2), (2, 2), (1, 1))
+
+
+def normalised() -> OperatorGraph:
+    b = Builder()
+    b.apply("relu", b.bias(b.apply("channel_scale", b.apply("relu", b.input(8, 8, 8)))))
+    return b.graph()
+
+
+def test_a_cubic_starts_as_the_scale_it_replaces():
+    operator = normalised()
+    x, weights = arrays(operator, np.random.default_rng(0))
+    derived, expected = outputs(operator, "cubic", weights, x)
+    np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_softmax_by_powers_is_nearer_the_higher_the_power():
+    b = Builder()
+    b.apply("softmax", b.input(8))
+    operator = b.graph()
+    x, _ = arrays(operator, np.random.default_rng(0))
+    errors = []
+    for n in (1, 2, 4):
+        derived, expected = outputs(operator, f"power_softmax {n}", (), x)
+        np.testing.assert_allclose(derived.sum(axis=1), 1, rtol=1e-5)
+        errors.append(np.abs(derived - expected).max())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.06
+
+
+FITTED = {
+    "dilated 3×2 d1×2": convolution(),
+    "dilated 3×2 d1×3": convolution(),
+    "dilated 3×2 d1×4": convolution(),
+    "larger_kernel 5×5": convolution(),
+    "depthwise_5×5_pointwise": convolution(),
+    "depthwise_pooled_pointwise": convolution(stride=(2, 2)),
+    "cubic": normalised(),
+}
+
+
+@pytest.mark.parametrize(("name", "operator"), FITTED.items(), ids=FITTED)
+def test_a_seed_can_be_fitted(name, operator):
+    rng = np.random.default_rng(0)
+    _, weights = arrays(operator, rng)
+    x = rng.normal(size=(64, *operator.nodes[0].shape)).cumsum(axis=3).cumsum(axis=2).astype(np.float32)
+    (seed,) = (seed for seed in seeds(operator) if seed.name.startswith(name))
+    activations = Activations(torch.from_numpy(x), torch.from_numpy(x))
+    fitted = fit(seed.graph, seed.initial(weights, rng), TorchOperator(operator, weights), activations)
+    assert fitted.relative_error < 1
+    if name in ("larger_kernel 5×5", "cubic"):
+        assert fitted.relative_error < 1e-6
 
 
 def test_shuffled_groups_pick_the_filters_of_the_channels_they_see():
