@@ -31,6 +31,22 @@ LEAVES = (INPUT, WEIGHT)
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How large an operator may be; the thesis' values by default (METHOD 1.2, thesis fig. 4.12).
+
+    Attributes:
+        nodes: N at most.
+        edges: E at most.
+    """
+
+    nodes: int = MAX_NODES
+    edges: int = MAX_EDGES
+
+
+THESIS = Limits()
+
+
+@dataclass(frozen=True)
 class Node:
     """One value: a leaf (`input`, `weight`, with its shape) or an instruction applied to earlier nodes.
 
@@ -138,16 +154,16 @@ class OperatorGraph:
                 yield f"v{i} = {node.op}({', '.join(words)})"
 
 
-def typed(nodes: tuple[Node, ...]) -> OperatorGraph | Rejection:
+def typed(nodes: tuple[Node, ...], limits: Limits = THESIS) -> OperatorGraph | Rejection:
     """Type-check `nodes` and the size limits; the way to build an operator from anything uncertain."""
-    if not 1 < len(nodes) <= MAX_NODES:
-        return Rejection(f"{len(nodes)} nodes, must be 2 to {MAX_NODES}")
+    if not 1 < len(nodes) <= limits.nodes:
+        return Rejection(f"{len(nodes)} nodes, must be 2 to {limits.nodes}")
     types = infer_types(nodes)
     if isinstance(types, Rejection):
         return types
     graph = OperatorGraph(nodes)
-    if not 1 < graph.edge_count <= MAX_EDGES:
-        return Rejection(f"{graph.edge_count} edges, must be 2 to {MAX_EDGES}")
+    if not 1 < graph.edge_count <= limits.edges:
+        return Rejection(f"{graph.edge_count} edges, must be 2 to {limits.edges}")
     return graph
 
 

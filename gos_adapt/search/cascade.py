@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gos_adapt.cost.counted import counted_cost
+from gos_adapt.operators.graph import THESIS, Limits
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import ORIGINAL, Judgement, Outcome
 from gos_adapt.search.objectives import OBJECTIVES
@@ -56,6 +57,7 @@ class Settings:
         measurements: Most candidates measured in a generation: those that promise most by prediction and fit.
         judgements: Most candidates judged in a generation.
         objectives: What is minimised: names of `search.objectives.OBJECTIVES` (thesis eq. 4.2: the first two).
+        limits: How large an operator may be that is bred (METHOD 1.2).
     """
 
     generations: int = 50
@@ -69,6 +71,7 @@ class Settings:
     measurements: int = 16
     judgements: int = 3
     objectives: tuple[str, ...] = ("latency change (s)", "parameters")
+    limits: Limits = THESIS
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.objectives) - OBJECTIVES.keys()):
@@ -124,8 +127,10 @@ class Tally:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def run_cascade(candidates: Sequence[Candidate], context: Context, settings: Settings, tally: Tally) -> list[Outcome]:
-    """Take candidates through all levels but the judgement; the outcomes are in the candidates' order.
+def run_cascade(
+    candidates: Sequence[Candidate], context: Context, settings: Settings, tally: Tally, levels: Levels
+) -> list[Outcome]:
+    """Take candidates through `levels` (`LEVELS`: all but the judgement); the outcomes are in the candidates' order.
 
     The original operator, bred like any other, is feasible by definition and skips them all.
     """
@@ -136,7 +141,7 @@ def run_cascade(candidates: Sequence[Candidate], context: Context, settings: Set
         else outcome
         for outcome in outcomes
     ]
-    for name, level in LEVELS.items():
+    for name, level in levels.items():
         start = time.perf_counter()
         alive = [i for i, outcome in enumerate(outcomes) if outcome.reason is None and not outcome.is_original]
         entered = [replace(outcomes[i], level=name) for i in alive]
@@ -203,11 +208,20 @@ def _finite(value: float) -> float | None:
 def _measured(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
     ranked = sorted(outcomes, key=_expected_s)
     late = {id(outcome) for outcome in ranked[settings.measurements :]}
-    chosen = iter(_timed([outcome for outcome in outcomes if id(outcome) not in late], context))
+    chosen = iter(timed([outcome for outcome in outcomes if id(outcome) not in late], context))
     return [
-        outcome.stopped(f"{settings.measurements} others promised more") if id(outcome) in late else next(chosen)
+        outcome.stopped(f"{settings.measurements} others promised more")
+        if id(outcome) in late
+        else _faster_or_smaller(next(chosen), context)
         for outcome in outcomes
     ]
+
+
+def _faster_or_smaller(outcome: Outcome, context: Context) -> Outcome:
+    larger = outcome.candidate.operator.parameters >= context.original.parameters
+    if outcome.reason is None and larger and latency_change_s(outcome) >= 0:
+        return outcome.stopped("measured neither faster nor smaller than the original")
+    return outcome
 
 
 def _expected_s(outcome: Outcome) -> float:
@@ -216,7 +230,8 @@ def _expected_s(outcome: Outcome) -> float:
     return _predicted_s(outcome) / max(1e-9, 1 - outcome.fit_error) ** TRUST
 
 
-def _timed(outcomes: Sequence[Outcome], context: Context) -> list[Outcome]:
+def timed(outcomes: Sequence[Outcome], context: Context) -> list[Outcome]:
+    """Measure in one batch with the original; one that was not measured is stopped."""
     missing = [
         outcome.candidate
         for outcome in outcomes
@@ -241,14 +256,12 @@ def _with_latency(outcome: Outcome, context: Context) -> Outcome:
             return replace(outcome, latency=latency, original_latency=original).stopped(
                 f"not measured: {measurement.error}", 0.9
             )
-    outcome = replace(outcome, latency=latency, original_latency=original)
-    if latency_change_s(outcome) >= 0 and outcome.candidate.operator.parameters >= context.original.parameters:
-        return outcome.stopped("measured neither faster nor smaller than the original")
-    return outcome
+    return replace(outcome, latency=latency, original_latency=original)
 
 
 Level = Callable[[Sequence[Outcome], Context, Settings], list[Outcome]]
-LEVELS: dict[str, Level] = {
+Levels = Mapping[str, Level]
+LEVELS: Levels = {
     "counted cost": _counted,
     "predicted latency": _predicted,
     "fit": _fitted,
@@ -277,11 +290,10 @@ def judge(
     for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
         if any(dominates(other, outcomes[i], settings.objectives) for other in current):
             continue  # before anything that depends on the time: a repeated search must pass over the same ones
-        key = context.key("judgement", outcomes[i].candidate.operator)
-        known = key in context.folder.journal
+        known = _judgement_key(outcomes[i], context) in context.folder.journal
         if judged == settings.judgements or (not known and context.time_left() <= 0):
             break
-        outcomes[i] = _judge(replace(outcomes[i], level=ACCURACY), key, context, settings)
+        outcomes[i] = judge_one(replace(outcomes[i], level=ACCURACY), context, settings)
         tally.stopped[ACCURACY] += outcomes[i].reason is not None
         current += [outcomes[i]] if outcomes[i].feasible else []
         judged += 1
@@ -307,14 +319,19 @@ def dominates(one: Outcome, other: Outcome, names: Sequence[str]) -> bool:
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
-def _judge(outcome: Outcome, key: str, context: Context, settings: Settings) -> Outcome:
-    judgement = _remembered_judgement(outcome.candidate, key, context)
+def judge_one(outcome: Outcome, context: Context, settings: Settings) -> Outcome:
+    """Say what a candidate costs the model; stopped if that is too much."""
+    judgement = _remembered_judgement(outcome.candidate, _judgement_key(outcome, context), context)
     outcome = replace(outcome, judgement=judgement)
     if judgement.drop < settings.epsilon:
         return outcome
     excess = judgement.drop - settings.epsilon
     text = f"loses {judgement.drop:.4g}, allowed is less than {settings.epsilon:.4g}"
     return outcome.stopped(text, excess / (1 + excess))
+
+
+def _judgement_key(outcome: Outcome, context: Context) -> str:
+    return context.key("judgement", outcome.candidate.operator)
 
 
 def _remembered_judgement(candidate: Candidate, key: str, context: Context) -> Judgement:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions.base import Kind
+from gos_adapt.operators.graph import THESIS
 from gos_adapt.search.legal import legalise
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from gos_adapt.operators.graph import Node, OperatorGraph
+    from gos_adapt.operators.graph import Limits, Node, OperatorGraph
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Child:
     origin: str
 
 
-def cross(head: OperatorGraph, tail: OperatorGraph, rng: np.random.Generator) -> Child | Rejection:
+def cross(
+    head: OperatorGraph, tail: OperatorGraph, rng: np.random.Generator, limits: Limits = THESIS
+) -> Child | Rejection:
     """Merge a random head of the one with the matching tail of the other.
 
     Both must have one input of the same shape; the child has `tail`'s output shape.
@@ -40,7 +43,7 @@ def cross(head: OperatorGraph, tail: OperatorGraph, rng: np.random.Generator) ->
     if not pairs:
         return Rejection("crossover: no value of the one fits a place in the other")
     i, j = pairs[int(rng.integers(len(pairs)))]
-    operator = legalise(_merge(head, i, tail, j), tail.output_shape)
+    operator = legalise(_merge(head, i, tail, j), tail.output_shape, limits)
     if isinstance(operator, Rejection):
         return Rejection(f"crossover: {operator.reason}")
     return Child(operator, f"cross v{i} of {head.key} into v{j} of {tail.key}")

@@ -18,7 +18,7 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
 from gos_adapt.operators.canonical import canonicalise
-from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph, infer_types, typed
+from gos_adapt.operators.graph import INPUT, LEAVES, THESIS, WEIGHT, Limits, Node, OperatorGraph, infer_types, typed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gos_adapt.instructions.base import Shape
 
 
-def legalise(nodes: Sequence[Node], output_shape: Shape) -> OperatorGraph | Rejection:
+def legalise(nodes: Sequence[Node], output_shape: Shape, limits: Limits = THESIS) -> OperatorGraph | Rejection:
     """Return the canonical operator that `nodes` mean, with the given output shape, or why there is none."""
     used = prune(nodes)
     if not any(node.op == INPUT for node in used):
@@ -40,7 +40,7 @@ def legalise(nodes: Sequence[Node], output_shape: Shape) -> OperatorGraph | Reje
     restored = _restore_shape(shaped, types[-1].shape, output_shape)
     if isinstance(restored, Rejection):
         return restored
-    graph = typed(restored)
+    graph = typed(restored, limits)
     return graph if isinstance(graph, Rejection) else canonicalise(graph).graph
 
 

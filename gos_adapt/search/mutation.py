@@ -24,7 +24,7 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import HyperValue, Kind, Shape
 from gos_adapt.instructions.rules import as_int, as_ints
-from gos_adapt.operators.graph import LEAVES, WEIGHT, Node, OperatorGraph
+from gos_adapt.operators.graph import LEAVES, THESIS, WEIGHT, Limits, Node, OperatorGraph
 from gos_adapt.search.crossover import Child
 from gos_adapt.search.legal import legalise
 
@@ -38,14 +38,14 @@ Mutation = Callable[[OperatorGraph, "np.random.Generator"], Edit | Rejection]
 T = TypeVar("T")
 
 
-def mutate(graph: OperatorGraph, rng: np.random.Generator) -> Child | Rejection:
+def mutate(graph: OperatorGraph, rng: np.random.Generator, limits: Limits = THESIS) -> Child | Rejection:
     """Apply one mutation, chosen uniformly; the child has the same input and output shapes."""
     name = _pick(list(MUTATIONS), rng)
     edit = MUTATIONS[name](graph, rng)
     if isinstance(edit, Rejection):
         return Rejection(f"{name}: {edit.reason}")
     nodes, change = edit
-    operator = legalise(nodes, graph.output_shape)
+    operator = legalise(nodes, graph.output_shape, limits)
     if isinstance(operator, Rejection):
         return Rejection(f"{name}: {operator.reason}")
     if operator.text == graph.text:

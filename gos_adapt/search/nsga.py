@@ -9,9 +9,10 @@ Reference: METHOD 1.3; Deb et al. 2002. `X`, `F`, `G` are pymoo's names for vari
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from pymoo.algorithms.base.genetic import GeneticAlgorithm
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
@@ -28,30 +29,44 @@ from gos_adapt.search.crossover import cross
 from gos_adapt.search.mutation import mutate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gos_adapt.search.candidate import Candidate, Outcome
     from gos_adapt.search.cascade import Settings, Tally
 
     Array = np.ndarray[Any, Any]
+    Breeder = Callable[[Sequence[Candidate], Settings, int, Tally], GeneticAlgorithm]
 
+T = TypeVar("T", bound=GeneticAlgorithm)
 ATTEMPTS = 8
 """Mutations or crossovers tried before the parent is handed on unchanged (and then turned away as seen before)."""
 
 
 def nsga2(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tally) -> NSGA2:
     """Return the algorithm, ready for `ask`; its first answer is the seeds."""
-    algorithm = NSGA2(
-        pop_size=settings.population,
-        n_offsprings=settings.offspring,
-        sampling=Population.new("X", _column(seeds)),
-        crossover=SubgraphCrossover(settings.crossover, tally),
-        mutation=InstructionMutation(settings.mutation, tally),
-        eliminate_duplicates=SameOperator(tally),
-        seed=seed,
-    )
-    problem = Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
-    return algorithm.setup(problem, termination=NoTermination())
+    return ready(NSGA2(pop_size=settings.population, **breeding(seeds, settings, seed, tally)), settings)
+
+
+def breeding(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tally) -> dict[str, Any]:
+    """How candidates come to be, whatever is selected among them: arguments of a `GeneticAlgorithm`."""
+    return {
+        "n_offsprings": settings.offspring,
+        "sampling": Population.new("X", _column(seeds)),
+        "crossover": SubgraphCrossover(settings, tally),
+        "mutation": InstructionMutation(settings, tally),
+        "eliminate_duplicates": SameOperator(tally),
+        "seed": seed,
+    }
+
+
+def ready(algorithm: T, settings: Settings) -> T:
+    """Set an algorithm up for `ask`."""
+    algorithm.setup(_problem(settings), termination=NoTermination())
+    return algorithm
+
+
+def _problem(settings: Settings) -> Problem:
+    return Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
 
 
 def assign(individuals: Sequence[Any], outcomes: Sequence[Outcome], settings: Settings) -> None:
@@ -60,9 +75,8 @@ def assign(individuals: Sequence[Any], outcomes: Sequence[Outcome], settings: Se
         return
     F = np.array([_objectives(outcome, settings.objectives) for outcome in outcomes])  # noqa: N806  (pymoo's name)
     G = np.array([[_violation(outcome)] for outcome in outcomes])  # noqa: N806  (pymoo's name)
-    problem = Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
     evaluator = Evaluator(skip_already_evaluated=False)
-    evaluator.eval(StaticProblem(problem, F=F, G=G), Population.create(*individuals))
+    evaluator.eval(StaticProblem(_problem(settings), F=F, G=G), Population.create(*individuals))
 
 
 def _objectives(outcome: Outcome, names: Sequence[str]) -> tuple[float, ...]:
@@ -80,9 +94,9 @@ def _violation(outcome: Outcome) -> float:
 class SubgraphCrossover(Crossover):  # type: ignore[misc]
     """Two parents give two children: the head of each with the tail of the other."""
 
-    def __init__(self, probability: float, tally: Tally) -> None:
-        super().__init__(n_parents=2, n_offsprings=2, prob=probability)
-        self._tally = tally
+    def __init__(self, settings: Settings, tally: Tally) -> None:
+        super().__init__(n_parents=2, n_offsprings=2, prob=settings.crossover)
+        self._limits, self._tally = settings.limits, tally
 
     def _do(self, _problem: Problem, X: Array, *_: Any, random_state: np.random.Generator, **__: Any) -> Array:  # noqa: N803
         children = np.empty_like(X)
@@ -93,7 +107,7 @@ class SubgraphCrossover(Crossover):  # type: ignore[misc]
 
     def _cross(self, head: Candidate, tail: Candidate, rng: np.random.Generator) -> Candidate:
         for _ in range(ATTEMPTS):
-            child = cross(head.operator, tail.operator, rng)
+            child = cross(head.operator, tail.operator, rng, self._limits)
             if not isinstance(child, Rejection):
                 return head.child(child.operator, child.origin, tail)
             self._tally.stopped[ILL_TYPED] += 1
@@ -103,16 +117,16 @@ class SubgraphCrossover(Crossover):  # type: ignore[misc]
 class InstructionMutation(Mutation):  # type: ignore[misc]
     """One small change."""
 
-    def __init__(self, probability: float, tally: Tally) -> None:
-        super().__init__(prob=probability)
-        self._tally = tally
+    def __init__(self, settings: Settings, tally: Tally) -> None:
+        super().__init__(prob=settings.mutation)
+        self._limits, self._tally = settings.limits, tally
 
     def _do(self, _problem: Problem, X: Array, *_: Any, random_state: np.random.Generator, **__: Any) -> Array:  # noqa: N803
         return _column([self._mutate(parent, random_state) for parent in X[:, 0]])
 
     def _mutate(self, parent: Candidate, rng: np.random.Generator) -> Candidate:
         for _ in range(ATTEMPTS):
-            child = mutate(parent.operator, rng)
+            child = mutate(parent.operator, rng, self._limits)
             if not isinstance(child, Rejection):
                 return parent.child(child.operator, child.origin)
             self._tally.stopped[ILL_TYPED] += 1

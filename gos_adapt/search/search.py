@@ -19,18 +19,18 @@ import numpy as np
 
 from gos_adapt.cost.measured import clearly_faster
 from gos_adapt.instructions.base import Kind
-from gos_adapt.operators.graph import LEAVES
+from gos_adapt.operators.graph import LEAVES, THESIS, Limits, OperatorGraph, typed
 from gos_adapt.operators.seeds import seeds as relatives
 from gos_adapt.search.candidate import Candidate, Outcome
-from gos_adapt.search.cascade import Tally, dominates, judge, objectives, run_cascade
+from gos_adapt.search.cascade import LEVELS, Tally, dominates, judge, objectives, run_cascade
 from gos_adapt.search.nsga import assign, nsga2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gos_adapt.model.model import Site
-    from gos_adapt.operators.graph import OperatorGraph
-    from gos_adapt.search.cascade import Context, Settings
+    from gos_adapt.search.cascade import Context, Levels, Settings
+    from gos_adapt.search.nsga import Breeder
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def search(
     progress: Callable[[int, Front], None] | None = None,
     *,
     replay: int | None = None,
+    breeder: Breeder = nsga2,
+    levels: Levels = LEVELS,
 ) -> Front:
     """Search operators for `context.sites`.
 
@@ -75,15 +77,17 @@ def search(
         progress: Called after each generation with its number and the front so far.
         replay: Generations that an earlier process completed before its time was over: so many are repeated, whatever
             the time is now; what the journal does not hold was not evaluated then either.
+        breeder: What proposes candidates.
+        levels: What they go through before the judgement.
     """
     tally = Tally()
-    algorithm = nsga2(seed_candidates(context.sites), settings, seed, tally)
+    algorithm = breeder(seed_candidates(context.sites, settings.limits), settings, seed, tally)
     outcomes: list[Outcome] = []
     waiting: dict[int, Any] = {}  # position among the outcomes -> pymoo's individual
     for generation in range(settings.generations if replay is None else replay):
         offspring = algorithm.ask()
         bred = [] if offspring is None else list(offspring)
-        cascaded = run_cascade([individual.X[0] for individual in bred], context, settings, tally)
+        cascaded = run_cascade([individual.X[0] for individual in bred], context, settings, tally, levels)
         assign(bred, cascaded, settings)
         waiting |= {len(outcomes) + k: bred[k] for k, outcome in enumerate(cascaded) if outcome.waiting}
         outcomes += [_lightened(outcome) for outcome in cascaded]
@@ -104,14 +108,16 @@ def search(
     return _front(outcomes, tally, settings.objectives)
 
 
-def seed_candidates(sites: Sequence[Site]) -> list[Candidate]:
-    """Return the original and its relatives; deterministic, because each draws from its own content.
+def seed_candidates(sites: Sequence[Site], limits: Limits = THESIS) -> list[Candidate]:
+    """Return the original and its relatives within `limits`; deterministic, because each draws from its own content.
 
     A relative that multiplies weights by weights is left out: compiled, the product is one weight as large as before.
+    The original is there whatever its size: the others are held against it.
     """
     candidates = []
-    for seed in relatives(sites[0].operator):
-        if not _multiplies_weights(seed.graph):
+    for k, seed in enumerate(relatives(sites[0].operator)):
+        fits = k == 0 or isinstance(typed(seed.graph.nodes, limits), OperatorGraph)
+        if fits and not _multiplies_weights(seed.graph):
             rng = np.random.default_rng(int(seed.graph.key, 16))
             weights = tuple(seed.initial(site.weights, rng) for site in sites)
             candidates.append(Candidate(seed.graph, weights, (f"seed {seed.name}",)))

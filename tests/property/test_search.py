@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gos_adapt.errors import Rejection
 from gos_adapt.operators.canonical import canonicalise
 from gos_adapt.operators.evaluate import evaluate
-from gos_adapt.operators.graph import OperatorGraph, typed
+from gos_adapt.operators.graph import Limits, OperatorGraph, typed
 from gos_adapt.operators.seeds import seeds
 from gos_adapt.operators.text import parse
 from gos_adapt.search.candidate import inherit
@@ -100,3 +100,21 @@ def test_every_mutation_succeeds_on_some_operator():
         if not isinstance(child := mutate(residual, np.random.default_rng(seed)), Rejection)
     }
     assert done == set(MUTATIONS)
+
+
+@reproducibly
+@given(st.sampled_from(ORIGINALS), numbers, st.sampled_from([Limits(5, 6), Limits(12, 15), Limits(40, 50)]))
+def test_what_is_bred_keeps_the_limits_it_was_given(original, seed, limits):
+    rng = np.random.default_rng(seed)
+    for child in (mutate(original, rng, limits), cross(original, original, rng, limits)):
+        if not isinstance(child, Rejection):
+            assert typed(child.operator.nodes, limits) == child.operator
+
+
+def test_a_wider_limit_lets_operators_grow_beyond_the_thesis():
+    rng, graph = np.random.default_rng(0), ORIGINALS[1]
+    for _ in range(300):
+        child = mutate(graph, rng, Limits(40, 50))
+        if not isinstance(child, Rejection) and len(child.operator.nodes) >= len(graph.nodes):
+            graph = child.operator
+    assert 20 < len(graph.nodes) <= 40
