@@ -17,6 +17,7 @@ from gos_adapt.instructions.base import Hyper, Instruction, Kind, Shape
 from gos_adapt.instructions.expression import SYMBOLS, Algebra, Program
 from gos_adapt.instructions.probability import EVIDENCE
 from gos_adapt.instructions.rules import as_int, as_ints
+from gos_adapt.instructions.unfold import taps
 from gos_adapt.operators.evaluate import fold
 from gos_adapt.operators.graph import INPUT, LEAVES, OperatorGraph
 from tvm_passes.compat import relax
@@ -226,6 +227,14 @@ def _upsample(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
     return op.repeat(op.repeat(arguments[0], rows, axis=2), columns, axis=3)
 
 
+def _unfold(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
+    (x,), (top, left, bottom, right) = arguments, as_ints(hyper["padding"])
+    padded = _pad(x, (0, top, left), (0, bottom, right))
+    stride = as_ints(hyper["stride"])
+    parts = [op.strided_slice(padded, (2, 3), *tap, stride) for tap in taps(_sizes(x)[2:], hyper)]
+    return op.concat(parts, axis=1)
+
+
 def _plain(expression: Callable[..., Any]) -> Lowering:
     """Row of an instruction whose hyperparameters do not matter here."""
     return lambda arguments, _hyper: expression(*arguments)
@@ -282,4 +291,5 @@ LOWERINGS: dict[str, Lowering] = {
     "reshape": lambda arguments, hyper: _reshape(arguments[0], as_ints(hyper["shape"])),
     "flatten": lambda arguments, _hyper: _reshape(arguments[0], (int(np.prod(_sizes(arguments[0])[1:])),)),
     "upsample": _upsample,
+    "unfold": _unfold,
 }

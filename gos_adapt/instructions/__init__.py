@@ -19,6 +19,7 @@ from gos_adapt.instructions import (
     scaling,
     schedule_hints,
     structure,
+    unfold,
     weight_algebra,
 )
 
@@ -40,6 +41,7 @@ ROWS: tuple[Instruction, ...] = (
     *probability.ROWS,
     *calculus.ROWS,
     *structure.ROWS,
+    *unfold.ROWS,
     *schedule_hints.ROWS,
 )
 

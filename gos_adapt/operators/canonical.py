@@ -142,7 +142,7 @@ KERNELS = {"cross_correlation", "matrix_product"}
 ZERO_PRESERVING = MOVES | {
     *(name for name, function in FUNCTIONS.items() if function.subs(X, 0) == 0),
     *("leaky_relu", "max_pool", "average_pool", "global_average_pool"),
-    *("shift", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
+    *("shift", "unfold", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
     *("vector_norm", "frobenius_norm", "gradient", "power", "bayes_rule"),
     *("sum_along", "mean_along", "maximum_along", "minimum_along"),
 }
@@ -210,10 +210,11 @@ def _merge_reshapes(draft: _Draft, node: Node) -> Node | None:
     return None
 
 
-def _single_element_pool(_draft: _Draft, node: Node) -> Node | None:
-    """Rewrite a pool over 1×1 windows -> subsample."""
+def _single_element_window(_draft: _Draft, node: Node) -> Node | None:
+    """Rewrite a pool or unfold over 1×1 windows -> subsample."""
     hyper = dict(node.hyper)
-    if node.op in ("max_pool", "average_pool") and hyper["kernel"] == (1, 1):
+    alone = node.op in ("max_pool", "average_pool", "unfold") and hyper["kernel"] == (1, 1)
+    if alone and hyper["padding"] == (0, 0, 0, 0):
         return _make("subsample", *node.args, stride=hyper["stride"])
     return None
 
@@ -263,7 +264,7 @@ RULES: tuple[Rule, ...] = (
     _drop_idle_move,
     _compose,
     _merge_reshapes,
-    _single_element_pool,
+    _single_element_window,
     _join_with_itself,
     _spread_zero,
     _join_with_zero,

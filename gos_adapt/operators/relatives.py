@@ -145,6 +145,7 @@ def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
             if not conv.pointwise:
                 yield _grouped_mixed(conv, groups)
     if not conv.pointwise:
+        yield _unfolded(conv)
         yield _depthwise_pointwise(conv, 1)
         yield _depthwise_pointwise(conv, 2)
         if enlarges:
@@ -275,6 +276,19 @@ def _grouped_mixed(conv: _Convolution, groups: int) -> Relative:
         f"grouped_mixed {groups}",
         lambda b, x: b.convolution(conv.write(b, x, groups=groups), conv.o, (1, 1)),
         lambda w: factors.grouped_then_pointwise(w, groups, conv.o // groups),
+    )
+
+
+def _unfolded(conv: _Convolution) -> Relative:
+    """Patches, then one matrix for every place: what mutation needs to leave taps out, or to mix them otherwise."""
+    return Relative(
+        "unfolded",
+        lambda b, x: b.convolution(
+            b.apply("unfold", x, kernel=conv.kernel, stride=conv.stride, padding=conv.padding, dilation=conv.dilation),
+            conv.o,
+            (1, 1),
+        ),
+        lambda w: (w.transpose(0, 2, 3, 1).reshape(conv.o, -1, 1, 1),),
     )
 
 

@@ -139,6 +139,12 @@ CASES = {
     "reshape": (((MAP,), {"shape": (2, 60)}), ((MAP,), {"shape": (120,)}), (((6,),), {"shape": (3, 2, 1)})),
     "flatten": ANY_RANK,
     "upsample": (((MAP,), {"factor": (2, 2)}), ((MAP,), {"factor": (1, 3)})),
+    "unfold": (
+        ((MAP,), WINDOW | {"dilation": (1, 1)}),
+        ((MAP,), {"kernel": (2, 3), "stride": (2, 1), "padding": (0, 1, 1, 2), "dilation": (1, 1)}),
+        ((MAP,), {"kernel": (3, 2), "stride": (1, 2), "padding": (0, 0, 0, 0), "dilation": (2, 3)}),
+        ((MAP,), {"kernel": (1, 1), "stride": (2, 2), "padding": (0, 0, 0, 0), "dilation": (1, 1)}),
+    ),
 }
 MEMBERS = [(name, shapes, hyper) for name, cases in CASES.items() for shapes, hyper in cases]
 INFERRED = [member for member in MEMBERS if INSTRUCTIONS[member[0]].result is Kind.FEATURE]

@@ -30,6 +30,7 @@ def biased_by_rows(b, x, one, other):
 
 
 POOL_OF_ONE = {"kernel": (1, 1), "stride": (2, 2), "padding": (0, 0, 0, 0)}
+WINDOW = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1)}
 REWRITES = {
     "identity goes": (lambda b, x: b.apply("relu", b.apply("identity", x)), lambda b, x: b.apply("relu", x)),
     "a bare identity stays": (
@@ -63,6 +64,14 @@ REWRITES = {
     "pool of one element": (
         lambda b, x: b.apply("average_pool", x, **POOL_OF_ONE),
         lambda b, x: b.apply("subsample", x, stride=(2, 2)),
+    ),
+    "unfold of one element": (
+        lambda b, x: b.apply("unfold", x, **POOL_OF_ONE, dilation=(1, 1)),
+        lambda b, x: b.apply("subsample", x, stride=(2, 2)),
+    ),
+    "unfold of zero": (
+        lambda b, x: b.apply("unfold", b.apply("zero", x, shape=(4, 6, 6)), **WINDOW, dilation=(1, 1)),
+        lambda b, x: b.apply("zero", x, shape=(36, 6, 6)),
     ),
     "maximum with itself": (
         lambda b, x: b.apply("maximum", b.apply("tanh", x), b.apply("tanh", x)),

@@ -52,6 +52,11 @@ def test_shift_moves_right_and_down_and_fills_with_zeros():
     assert applied("shift", ROW, offset=(0, -1)).tolist() == [2, 3, 4, 5, 0]
 
 
+def test_unfold_gives_every_tap_a_copy_of_the_map():
+    window = {"kernel": (1, 3), "stride": (1, 2), "padding": (0, 1, 0, 1), "dilation": (1, 1)}
+    assert applied("unfold", ROW, **window).tolist() == [[0, 2, 4], [1, 3, 5], [2, 4, 0]]
+
+
 def test_channel_shuffle_deals_the_groups_out():
     x = np.arange(6, dtype=np.float32).reshape(1, 6)
     assert applied("channel_shuffle", x, groups=2).tolist() == [0, 3, 1, 4, 2, 5]

@@ -53,7 +53,7 @@ def test_a_convolution_has_every_known_relative():
     assert kinds(convolution()) == {
         *("original", "smaller_kernel", "larger_kernel", "dilated", "strided_upsampled"),
         *("low_rank_in", "low_rank_out", "bottleneck", "column_then_row"),
-        *("grouped", "shuffled_grouped", "grouped_mixed"),
+        *("grouped", "shuffled_grouped", "grouped_mixed", "unfolded"),
         *("depthwise_pointwise", "depthwise_5×5_pointwise", "depthwise_pooled_pointwise"),
         *("pointwise_depthwise", "partial", "partial_mixed", "identity", "leaky_relu"),
     }
@@ -138,14 +138,12 @@ def test_derived_weights_are_exact_where_the_original_has_the_structure_of_the_r
     np.testing.assert_allclose(derived, expected, rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"stride": (2, 2)}, {"groups": 8}, {"dilation": (2, 2), "padding": (2, 2, 2, 2)}]
-)
-def test_a_larger_kernel_is_exact(settings):
-    """Early convolutions keep a plain form with 5x5 kernels (thesis 4.5)."""
+@pytest.mark.parametrize("settings", [{}, {"stride": (2, 2)}, {"o": 4}, {"dilation": (2, 2), "padding": (2, 2, 2, 2)}])
+@pytest.mark.parametrize("name", ["larger_kernel 5×5", "unfolded"])
+def test_a_form_that_loses_nothing_computes_the_same(name, settings):
     operator = convolution(**settings)
     x, weights = arrays(operator, np.random.default_rng(0))
-    derived, expected = outputs(operator, "larger_kernel 5×5", weights, x)
+    derived, expected = outputs(operator, name, weights, x)
     np.testing.assert_allclose(derived, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -213,7 +211,8 @@ FITTED = {
     "dilated 3×2 d1×2": convolution(),
     "dilated 3×2 d1×3": convolution(),
     "dilated 3×2 d1×4": convolution(),
-    "larger_kernel 5×5": convolution(),
+    "larger_kernel 5×5": convolution(groups=8),
+    "unfolded": convolution(),
     "depthwise_5×5_pointwise": convolution(),
     "depthwise_pooled_pointwise": convolution(stride=(2, 2)),
     "cubic": normalised(),
@@ -229,7 +228,7 @@ def test_a_seed_can_be_fitted(name, operator):
     activations = Activations(torch.from_numpy(x), torch.from_numpy(x))
     fitted = fit(seed.graph, seed.initial(weights, rng), TorchOperator(operator, weights), activations)
     assert fitted.relative_error < 1
-    if name in ("larger_kernel 5×5", "cubic"):
+    if name in ("larger_kernel 5×5", "unfolded", "cubic"):
         assert fitted.relative_error < 1e-6
 
 
