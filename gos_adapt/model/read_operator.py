@@ -2,19 +2,24 @@
 
 `READERS` maps an op type to a function that appends the node's instructions to a `_Draft`; a node that no instruction
 expresses (a dilated pooling, an addition that broadcasts over more than channels) is a `Rejection`, not an error.
+
+A 1-D convolution or pooling is a 2-D one whose maps have one row. Nodes with such windows are read as if all their maps
+``(c, w)`` were ``(c, 1, w)``; the operator reshapes its input, and its result before the final activation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from gos_adapt.errors import Rejection
+from gos_adapt.instructions import activation
+from gos_adapt.instructions.rules import as_ints
 from gos_adapt.operators.canonical import canonicalise
 from gos_adapt.operators.graph import INPUT, WEIGHT, Node, OperatorGraph, typed
 
@@ -35,6 +40,11 @@ class Tensors:
     constants: Mapping[str, Array]
     shapes: Mapping[str, Shape]
 
+    def with_one_row(self, names: Iterable[str]) -> Tensors:
+        """Return the same, but for the maps ``(c, w)`` among `names`, which are ``(c, 1, w)``."""
+        maps = {name: self.shapes[name] for name in names if len(self.shapes.get(name, ())) == 2}
+        return replace(self, shapes={**self.shapes, **{name: (c, 1, w) for name, (c, w) in maps.items()}})
+
 
 def read_operator(
     nodes: Sequence[onnx.NodeProto], source: str, tensors: Tensors
@@ -51,13 +61,22 @@ def read_operator(
     """
     if source not in tensors.shapes:
         return Rejection(f"{source} is not a float tensor of static shape")
-    draft = _Draft(tensors)
+    draft = _Draft(tensors, one_row=_has_one_axis(nodes, tensors))
     draft.values[source] = draft.append(Node(INPUT, shape=tensors.shapes[source]))
+    if draft.one_row:
+        names = {name for node in nodes for name in (*node.input, *node.output)}
+        if any(len(tensors.shapes.get(name, ())) == 3 for name in names):
+            return Rejection("maps of one and of two axes together")
+        draft.tensors = tensors.with_one_row(names)
+        if draft.tensors.shapes[source] != tensors.shapes[source]:
+            draft.values[source] = draft.apply("reshape", 0, shape=draft.tensors.shapes[source])
     for node in nodes:
         result = _read_node(draft, node)
         if isinstance(result, Rejection):
             return Rejection(f"{node.op_type} {node.output[0]}: {result.reason}")
         draft.values[node.output[0]] = result
+    if draft.one_row:
+        draft.reshape_result(tensors.shapes.get(nodes[-1].output[0], ()))
     graph = typed(tuple(draft.nodes))
     if isinstance(graph, Rejection):
         return graph
@@ -65,6 +84,10 @@ def read_operator(
         return Rejection(f"reads as {graph.output_shape}, is {tensors.shapes.get(nodes[-1].output[0])}")
     canonical = canonicalise(graph)
     return canonical.graph, canonical.weights(draft.weights)
+
+
+def _has_one_axis(nodes: Sequence[onnx.NodeProto], tensors: Tensors) -> bool:
+    return any(node.op_type in _SLIDING and len(tensors.shapes.get(node.input[0], ())) == 2 for node in nodes)
 
 
 def _read_node(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
@@ -80,10 +103,13 @@ class _Draft:
     """An operator being read.
 
     Attributes:
+        tensors: As they are read.
+        one_row: Whether maps ``(c, w)`` are read as ``(c, 1, w)``.
         values: Index of the node that computes a tensor, by the tensor's name.
     """
 
     tensors: Tensors
+    one_row: bool = False
     nodes: list[Node] = field(default_factory=list)
     weights: list[Array] = field(default_factory=list)
     values: dict[str, int] = field(default_factory=dict)
@@ -94,6 +120,21 @@ class _Draft:
 
     def apply(self, op: str, *arguments: int, **hyper: HyperValue) -> int:
         return self.append(Node(op, arguments, tuple(sorted(hyper.items()))))
+
+    def reshape_result(self, shape: Shape) -> None:
+        """Give the last value another shape, before its activation: a fit looks for that at the end."""
+        last = self.nodes.pop() if self.nodes[-1].op in _ELEMENTWISE else None
+        result = len(self.nodes) - 1 if last is None else last.args[0]
+        result = self.apply("reshape", result, shape=shape)
+        if last is not None:
+            self.append(replace(last, args=(result,)))
+
+    def axes(self, node: onnx.NodeProto, axes: Iterable[int]) -> list[int]:
+        """Return axes of the node's first input, the batch's is 0, as they are read: not negative, and with the row."""
+        rank = 1 + len(self.shape(node))
+        if not self.one_row or rank < 4:
+            return [axis % rank for axis in axes]
+        return [axis + (axis == 2) for axis in (axis % (rank - 1) for axis in axes)]
 
     def weight(self, value: Array) -> int:
         self.weights.append(np.ascontiguousarray(value, np.float32))
@@ -129,14 +170,17 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _window(draft: _Draft, node: onnx.NodeProto, kernel: Sequence[int]) -> dict[str, HyperValue] | Rejection:
-    """Kernel, stride and padding of a 2-D window; `auto_pad` resolved."""
-    size = draft.shape(node)[1:]
-    if len(kernel) != 2 or len(size) != 2:
-        return Rejection("only 2-D windows are operators")
+    """Kernel, stride, padding and dilation of a 2-D window, or of a 1-D one in one row; `auto_pad` resolved."""
+    size, rank = draft.shape(node)[1:], len(kernel)
     attributes = _attributes(node)
-    strides = attributes.get("strides", [1, 1])
-    dilations = attributes.get("dilations", [1, 1])
-    padding = tuple(attributes.get("pads", (0, 0, 0, 0)))
+    strides = attributes.get("strides", [1] * rank)
+    dilations = attributes.get("dilations", [1] * rank)
+    pads = attributes.get("pads", [0] * 2 * rank)
+    if rank == 1 and draft.one_row:
+        kernel, strides, dilations, pads = [1, *kernel], [1, *strides], [1, *dilations], [0, pads[0], 0, pads[1]]
+    if len(kernel) != 2 or len(size) != 2:
+        return Rejection("only 1-D and 2-D windows are operators")
+    padding = tuple(pads)
     auto = attributes.get("auto_pad", b"NOTSET")
     if auto in (b"SAME_UPPER", b"SAME_LOWER"):
         totals = [
@@ -145,7 +189,7 @@ def _window(draft: _Draft, node: onnx.NodeProto, kernel: Sequence[int]) -> dict[
         ]
         less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
         padding = less + more if auto == b"SAME_UPPER" else more + less
-    return {"kernel": tuple(kernel), "stride": tuple(strides), "padding": padding}
+    return {"kernel": tuple(kernel), "stride": tuple(strides), "padding": padding, "dilation": tuple(dilations)}
 
 
 def _convolution(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
@@ -155,14 +199,12 @@ def _convolution(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
     window = _window(draft, node, weight.shape[2:])
     if isinstance(window, Rejection):
         return window
-    attributes = _attributes(node)
     product = draft.apply(
         "cross_correlation",
         draft.feature(node),
-        draft.weight(weight),
+        draft.weight(weight.reshape(*weight.shape[:2], *as_ints(window["kernel"]))),
         channels=len(weight),
-        dilation=tuple(attributes.get("dilations", (1, 1))),
-        groups=attributes.get("group", 1),
+        groups=_attributes(node).get("group", 1),
         **window,
     )
     bias = draft.constant(node, 2)
@@ -175,7 +217,7 @@ def _pool(instruction: str) -> Reader:
         window = _window(draft, node, attributes["kernel_shape"])
         if isinstance(window, Rejection):
             return window
-        if any(dilation != 1 for dilation in attributes.get("dilations", ())) or len(node.output) > 1:
+        if window.pop("dilation") != (1, 1) or len(node.output) > 1:
             return Rejection("a dilated or index-returning pooling")
         if attributes.get("count_include_pad", 0) and window["padding"] != (0, 0, 0, 0):
             return Rejection("padding takes part in its average")
@@ -193,7 +235,8 @@ def _global_average_pool(draft: _Draft, node: onnx.NodeProto) -> int | Rejection
 def _reduce_mean(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
     attributes = _attributes(node)
     axes = attributes.get("axes") or draft.ints(node, 1) or []
-    if len(draft.shape(node)) != 3 or sorted(axis % 4 for axis in axes) != [2, 3]:
+    over = {*draft.axes(node, axes), *((2,) if draft.one_row else ())}
+    if len(draft.shape(node)) != 3 or over != {2, 3}:
         return Rejection("only a mean over height and width is an operator")
     if attributes.get("keepdims", 1):
         return _global_average_pool(draft, node)
@@ -234,6 +277,8 @@ def _binary(features: str, per_channel: str | None) -> Reader:
         value, shape = draft.tensors.constants.get(constant), draft.tensors.shapes.get(feature, ())
         if per_channel is None or value is None or not shape:
             return Rejection("one operand is neither a feature nor a constant per channel")
+        if draft.one_row and len(shape) == 3 and value.ndim:
+            value = np.expand_dims(value, -2)
         aligned = value.reshape((1,) * (1 + len(shape) - value.ndim) + value.shape)
         if value.ndim > 1 + len(shape) or aligned.size not in (1, aligned.shape[1]):
             return Rejection(f"a constant of shape {value.shape} is not one number per channel")
@@ -269,7 +314,7 @@ def _clip(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
 
 
 def _softmax(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
-    if _attributes(node).get("axis", -1) not in (1, -len(draft.shape(node))):
+    if draft.axes(node, [_attributes(node).get("axis", -1)]) != [1]:
         return Rejection("only a softmax over the channels is an instruction")
     return draft.apply("softmax", draft.feature(node))
 
@@ -311,8 +356,7 @@ def _slice(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
     shape = draft.shape(node)
     if starts is None or stops is None or not shape:
         return Rejection("its bounds are computed by the model")
-    rank = 1 + len(shape)
-    axes = list(range(len(starts))) if axes is None else [axis % rank for axis in axes]
+    axes = draft.axes(node, range(len(starts)) if axes is None else axes)
     steps = [1] * len(starts) if steps is None else steps
     value, stride = draft.feature(node), [1] * len(shape)
     for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True):
@@ -339,8 +383,7 @@ def _pad(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
         or _attributes(node).get("mode", b"") not in (b"", b"constant")
     ):
         return Rejection("only padding by zeros is an instruction")
-    rank = 1 + len(draft.shape(node))
-    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    axes = draft.axes(node, range(len(amounts) // 2) if axes is None else axes)
     pads = {axis: (amounts[i], amounts[i + len(axes)]) for i, axis in enumerate(axes)}
     before, after = pads.pop(1, (0, 0))
     if any(amount for pair in pads.values() for amount in pair) or min(before, after) < 0:
@@ -358,6 +401,8 @@ def _concat(draft: _Draft, node: onnx.NodeProto) -> int | Rejection:
 
 
 _EITHER_SIDE = ("Add", "Mul")
+_SLIDING = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool")
+_ELEMENTWISE = {row.name for row in activation.ROWS} - {"softmax"}
 
 READERS: dict[str, Reader] = {
     "Conv": _convolution,

@@ -102,10 +102,6 @@ class _Convolution:
         return b.apply("cross_correlation", x, **(settings | changes))
 
 
-def _doubled(steps: Shape) -> Shape:
-    return tuple(2 * step for step in steps)
-
-
 def _extent(kernel: Shape, dilation: Shape) -> Shape:
     """Height and width that a window covers."""
     return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
@@ -113,19 +109,20 @@ def _extent(kernel: Shape, dilation: Shape) -> Shape:
 
 def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
     conv = _Convolution.of(x, hyper)
+    along = tuple(int(size > 1) for size in x[1:])  # a map of one row is a 1-D one
     narrow, (kh, kw) = min(conv.c, conv.o), conv.kernel
-    for kernel in ((5, 5), (3, 3), (1, 1), (kh, 1), (1, kw)):
+    for kernel in ((min(kh, 5), min(kw, 5)), (min(kh, 3), min(kw, 3)), (1, 1), (kh, 1), (1, kw)):
         if _shares_middle(conv.kernel, kernel):
             yield _smaller_kernel(conv, kernel)
-    enlarges = min(conv.kernel) > 1 and _shares_middle((5, 5), conv.kernel)
-    if enlarges:
-        yield _larger_kernel(conv, (5, 5))
+    larger = tuple(k if k == 1 else max(k, 5) for k in conv.kernel)
+    if _shares_middle(larger, conv.kernel):
+        yield _larger_kernel(conv, larger)
     if conv.dilation == (1, 1) and kw % 2 and kw > 1:
         for columns in (2, 3, 4):
             yield _dilated(conv, (1, columns))
         if kh % 2 and kh > 1:
             yield _dilated(conv, (2, 2))
-    yield _strided_upsampled(conv)
+    yield _strided_upsampled(conv, along)
     if conv.groups == conv.c == conv.o and min(conv.kernel) > 1:
         yield _depthwise_column_then_row(conv)
     if conv.groups > 1:
@@ -148,9 +145,9 @@ def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
         yield _unfolded(conv)
         yield _depthwise_pointwise(conv, 1)
         yield _depthwise_pointwise(conv, 2)
-        if enlarges:
-            yield _depthwise_5x5_pointwise(conv)
-        yield _depthwise_pooled_pointwise(conv)
+        if _shares_middle(larger, conv.kernel):
+            yield _larger_depthwise_pointwise(conv, larger)
+        yield _depthwise_pooled_pointwise(conv, along)
         yield _pointwise_depthwise(conv)
     if conv.keeps_places and not conv.pointwise:
         for part in _fractions(conv.c, 2, 4):
@@ -198,10 +195,12 @@ def _dilated(conv: _Convolution, dilation: Shape) -> Relative:
     )
 
 
-def _strided_upsampled(conv: _Convolution) -> Relative:
+def _strided_upsampled(conv: _Convolution, along: Shape) -> Relative:
+    factor = tuple(1 + a for a in along)
+    stride = tuple(s * f for s, f in zip(conv.stride, factor, strict=True))
     return Relative(
         "strided_upsampled",
-        lambda b, x: b.apply("upsample", conv.write(b, x, stride=_doubled(conv.stride)), factor=(2, 2)),
+        lambda b, x: b.apply("upsample", conv.write(b, x, stride=stride), factor=factor),
         lambda w: (w,),
     )
 
@@ -300,19 +299,22 @@ def _depthwise_pointwise(conv: _Convolution, multiplier: int) -> Relative:
     )
 
 
-def _depthwise_5x5_pointwise(conv: _Convolution) -> Relative:
-    depthwise = _depthwise_pointwise(conv.reaching((5, 5), conv.dilation), 1)
+def _larger_depthwise_pointwise(conv: _Convolution, kernel: Shape) -> Relative:
+    depthwise = _depthwise_pointwise(conv.reaching(kernel, conv.dilation), 1)
     return Relative(
-        "depthwise_5×5_pointwise", depthwise.build, lambda w: depthwise.initial(factors.surrounded(w, (5, 5)))
+        f"depthwise_pointwise {by(kernel)}",
+        depthwise.build,
+        lambda w: depthwise.initial(factors.surrounded(w, kernel)),
     )
 
 
-def _depthwise_pooled_pointwise(conv: _Convolution) -> Relative:
+def _depthwise_pooled_pointwise(conv: _Convolution, along: Shape) -> Relative:
     """Dilated, depthwise, then pooling (thesis 4.5: late convolutions); the pooling has the stride."""
-    spread = replace(conv.reaching(conv.kernel, _doubled(conv.dilation)), stride=(1, 1))
+    dilation = tuple(2 * d for d in conv.dilation)
+    spread = replace(conv.reaching(conv.kernel, dilation), stride=(1, 1))
     pool: dict[str, HyperValue] = {"kernel": conv.stride, "stride": conv.stride, "padding": (0, 0, 0, 0)}
     if conv.stride == (1, 1):
-        pool |= {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+        pool |= {"kernel": tuple(1 + 2 * a for a in along), "padding": along * 2}
 
     def build(b: Builder, x: int) -> int:
         filtered = spread.write(b, x, conv.c, groups=conv.c)

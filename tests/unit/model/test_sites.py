@@ -172,7 +172,7 @@ def test_what_no_instruction_expresses_is_no_site():
     assert not sites_of([("AveragePool", "x", "y", {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1})])
     assert not sites_of([("MaxPool", "x", "y", {"kernel_shape": [2, 2], "dilations": [2, 2]})])
     assert not sites_of([("MatMul", "x w", "y", {})], ("N", 5, 3), constants=[("w", normal(3, 2))])
-    assert not sites_of([("Conv", "x w", "y", {})], ("N", 4, 9), constants=[("w", normal(2, 4, 3))])
+    assert not sites_of([("Conv", "x w", "y", {})], ("N", 4, 5, 5, 5), constants=[("w", normal(2, 4, 3, 3, 3))])
 
 
 def test_global_pooling_is_read_with_its_flatten():

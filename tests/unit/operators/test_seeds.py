@@ -54,7 +54,7 @@ def test_a_convolution_has_every_known_relative():
         *("original", "smaller_kernel", "larger_kernel", "dilated", "strided_upsampled"),
         *("low_rank_in", "low_rank_out", "bottleneck", "column_then_row"),
         *("grouped", "shuffled_grouped", "grouped_mixed", "unfolded"),
-        *("depthwise_pointwise", "depthwise_5×5_pointwise", "depthwise_pooled_pointwise"),
+        *("depthwise_pointwise", "depthwise_pooled_pointwise"),
         *("pointwise_depthwise", "partial", "partial_mixed", "identity", "leaky_relu"),
     }
 
@@ -116,7 +116,7 @@ def masked(mask):
 
 
 STRUCTURED = {
-    "depthwise_5×5_pointwise": product_of("oc,ckl->ockl", (8, 8), (8, 3, 3)),
+    "depthwise_pointwise 5×5": product_of("oc,ckl->ockl", (8, 8), (8, 3, 3)),
     "depthwise_pointwise x1": product_of("oc,ckl->ockl", (8, 8), (8, 3, 3)),
     "pointwise_depthwise": product_of("oc,okl->ockl", (8, 8), (8, 3, 3)),
     "low_rank_in 4": product_of("orkl,rc->ockl", (8, 4, 3, 3), (4, 8)),
@@ -213,7 +213,7 @@ FITTED = {
     "dilated 3×2 d1×4": convolution(),
     "larger_kernel 5×5": convolution(groups=8),
     "unfolded": convolution(),
-    "depthwise_5×5_pointwise": convolution(),
+    "depthwise_pointwise 5×5": convolution(),
     "depthwise_pooled_pointwise": convolution(stride=(2, 2)),
     "cubic": normalised(),
 }
