@@ -146,16 +146,18 @@ def _branch_seeds(operator: OperatorGraph) -> Iterator[Seed]:
         return
     x, y = operator.types[operator.inputs[0]].shape, operator.output_shape
     yield from _written("zero", x, lambda b, x: b.apply("zero", x, shape=y))
-    if len(x) != 3 or len(y) != 3 or x[1] % y[1] or x[2] % y[2]:
+    (_, *size), (_, *smaller) = _with_rows(x), _with_rows(y)
+    if len(size) != 2 or len(smaller) != 2 or any(n % m for n, m in zip(size, smaller, strict=True)):
         return
-    stride = (x[1] // y[1], x[2] // y[2])
-    yield from _written("shortcut", x, lambda b, v: _shortcut(b, v, stride, y[0] - x[0]))
+    stride = (size[0] // smaller[0], size[1] // smaller[1])
+    yield from _written("shortcut", x, _on_map(lambda b, v: _shortcut(b, v, stride, y[0] - x[0])))
     tail = _final_activation(operator)
     for name, layer in (("first", layers[0]), ("last", layers[-1])):
         if layer.op == "cross_correlation":
             yield from _single_convolution(f"{name}_convolution", operator, layer, stride, tail)
     inner = max(1, min(x[0], y[0]) // 4)
-    yield from _written("bottleneck", x, lambda b, x: tail(b, _bottleneck(b, x, inner, y[0], stride)))
+    bottleneck = _on_map(lambda b, x: _bottleneck(b, x, inner, y[0], stride))
+    yield from _written("bottleneck", x, lambda b, x: tail(b, bottleneck(b, x)))
 
 
 def _without_sum(operator: OperatorGraph, place: int, kept: int) -> Seed:
@@ -173,6 +175,23 @@ def _written(name: str, x: Shape, write: Callable[[Builder, int], int]) -> Itera
     graph = b.unlimited_graph()
     if isinstance(graph, OperatorGraph):
         yield _canonical_seed(name, graph, lambda _weights, rng: _drawn(graph.weight_shapes, rng))
+
+
+def _with_rows(shape: Shape) -> Shape:
+    """Return the shape of a map, one row for ``(c, w)``."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
+def _on_map(write: Callable[[Builder, int], int]) -> Callable[[Builder, int], int]:
+    """Return `write` between reshapes where what it reads is ``(c, w)``: it is given a map, and gives one."""
+
+    def written(b: Builder, x: int) -> int:
+        if len(b.shape(x)) != 2:
+            return write(b, x)
+        y = write(b, b.apply("reshape", x, shape=_with_rows(b.shape(x))))
+        return b.apply("reshape", y, shape=(*b.shape(y)[:1], *b.shape(y)[2:]))
+
+    return written
 
 
 def _drawn(shapes: tuple[Shape, ...], rng: np.random.Generator) -> Arrays:
@@ -194,7 +213,8 @@ def _single_convolution(
     hyper = dict(layer.hyper) | {"channels": operator.output_shape[0], "stride": stride}
     own = operator.weights.index(layer.args[1]) if layer.args[1] in operator.weights else None
     x = operator.types[operator.inputs[0]].shape
-    for seed in _written(name, x, lambda b, x: tail(b, b.bias(b.apply("cross_correlation", x, **hyper)))):
+    convolution = _on_map(lambda b, x: b.bias(b.apply("cross_correlation", x, **hyper)))
+    for seed in _written(name, x, lambda b, x: tail(b, convolution(b, x))):
         if own is None or seed.graph.weight_shapes[0] != operator.weight_shapes[own]:
             yield seed
             continue
@@ -207,7 +227,9 @@ def _single_convolution(
 
 def _bottleneck(b: Builder, x: int, inner: int, channels: int, stride: Shape) -> int:
     narrow = b.apply("relu", b.bias(b.convolution(x, inner, (1, 1))))
-    wide = b.apply("relu", b.bias(b.convolution(narrow, inner, (3, 3), stride=stride, padding=(1, 1, 1, 1))))
+    around = tuple(int(size > 1) for size in b.shape(x)[1:])  # a map of one row is a 1-D one
+    kernel, padding = tuple(1 + 2 * n for n in around), around * 2
+    wide = b.apply("relu", b.bias(b.convolution(narrow, inner, kernel, stride=stride, padding=padding)))
     return b.bias(b.convolution(wide, channels, (1, 1)))
 
 

@@ -10,6 +10,7 @@ import torch
 from compiling import lowered, outputs_of
 from example_models import assert_close, in_onnx_runtime, normal, small_model
 
+from gos_adapt.adaptation import Adaptation
 from gos_adapt.finetune.capture import Activations
 from gos_adapt.finetune.fit import fit
 from gos_adapt.model.model import Replacement
@@ -19,6 +20,8 @@ from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.evaluate import evaluate
 from gos_adapt.operators.seeds import seeds
 from gos_adapt.operators.torch_form import TorchOperator
+from tvm_passes import ReplaceOperators
+from tvm_passes.compat import from_onnx, relax, tvm
 from tvm_passes.schedules import Cpu
 
 CPU = Cpu(lanes=8, registers=16, threads=2)
@@ -146,6 +149,18 @@ def test_seeds_keep_one_row_and_can_be_fitted():
             assert error < (1e-6 if name in ("larger_kernel 1×5", "unfolded") else 1)
 
 
+def test_a_residual_block_of_signals_can_become_one_small_layer():
+    branch = next(site for site in find_sites(signal_model()) if site.kind == "branch")
+    found = {seed.name.split(" of ")[0]: seed for seed in seeds(branch.operator)}
+    assert {"zero", "shortcut", "first_convolution", "bottleneck"} <= set(found)
+    first = found["first_convolution"].initial(branch.weights, np.random.default_rng(0))
+    np.testing.assert_array_equal(first[0], branch.weights[0])
+    (core,) = (node for node in found["bottleneck"].graph.nodes if dict(node.hyper).get("kernel") == (1, 3))
+    assert core.op == "cross_correlation"
+    x = normal(2, 8, 40)
+    np.testing.assert_array_equal(evaluate(found["shortcut"].graph, [x], ()), x)
+
+
 LOSSLESS = {"r0": "unfolded", "r1": "larger_kernel 1×5", "m": "original", "t": "original"}
 LOSSY = {"r0": "depthwise_pooled_pointwise", "r2": "low_rank_out 4", "m": "average_pool", "t": "strided_upsampled"}
 
@@ -171,5 +186,9 @@ def test_a_spliced_model_compiles_and_means_what_its_operators_mean(choice):
         assert_close(
             evaluate(replacement.operator, [tensors[site.input]], replacement.weights), tensors[site.output], 1e-4
         )
+    module = from_onnx(model.original, shape_dict={"x": list(x.shape)})
+    replaced = ReplaceOperators(Adaptation.of(model, replacements))(module)
+    machine = relax.VirtualMachine(tvm.compile(replaced, "llvm"), tvm.cpu())
+    np.testing.assert_allclose(machine["main"](tvm.runtime.tensor(x)).numpy(), expected, rtol=1e-4, atol=1e-5)
     if choice is not LOSSY:
         np.testing.assert_allclose(expected, in_onnx_runtime(model.proto, x)[0], rtol=1e-4, atol=1e-5)
