@@ -216,6 +216,8 @@ class OperatorSummary:
 
     Attributes:
         text: `OperatorGraph.text`, canonical; `operators.text.parse` reads it.
+        traffic: Bytes read and written for one sample if every instruction went through memory.
+        kernels: Of the compiled model, that compute any part of it; one may be shared with a neighbour.
     """
 
     key: str
@@ -223,6 +225,8 @@ class OperatorSummary:
     formula: Formula
     macs: Count
     parameters: Count
+    traffic: Count
+    kernels: Count
     latency: Measurement
 
 
@@ -237,7 +241,8 @@ class SiteResult:
         chosen: Whether selection gave it to a search.
         reason: Why it was chosen or not, and why it kept its operator if it did.
         original: What it computed.
-        replacement: What it computes now; None when it was left alone.
+        replacement: What it computes now; None when it kept its operator.
+        retrained: Whether it kept its operator and its weights were trained with the replacements.
         lineage: How the replacement came to be, oldest first.
     """
 
@@ -248,6 +253,7 @@ class SiteResult:
     reason: str
     original: OperatorSummary
     replacement: OperatorSummary | None
+    retrained: bool
     lineage: tuple[str, ...]
 
 
@@ -286,7 +292,8 @@ class GroupSearch:
     Attributes:
         name: What a person would call the group.
         sites: Names of its sites.
-        outcomes: How many candidates ended at each level of the cascade, in its order; their sum is what was proposed.
+        outcomes: How many candidates ended at each level of the cascade, in its order, levels that took time included;
+            their sum is what was proposed.
         levels_s: Seconds spent at each level.
         candidates: Every candidate that was fitted or timed, in the order of evaluation.
     """
@@ -344,6 +351,16 @@ class Result:
         return tuple(site for site in self.sites if site.replacement is not None)
 
     @property
+    def reached(self) -> bool | None:
+        """Whether what is delivered has the latency asked for, by medians; None when none was asked or measured."""
+        ratio, adapted = self.latency.speed_up("original"), self.latency.adapted
+        if self.options.speed_up is not None:
+            return ratio.median >= self.options.speed_up if ratio else None
+        if self.options.target_latency_s is not None:
+            return adapted.median_s <= self.options.target_latency_s if adapted.ok else None
+        return None
+
+    @property
     def amdahl_bound(self) -> float | None:
         """Speed-up if the chosen sites cost nothing, of overlapping ones the largest; None when that has no bound.
 
@@ -388,6 +405,7 @@ class Result:
             "verdict": self.verdict,
             "speed_up": {name: ratio and ratio._asdict() for name, ratio in ratios.items()},
             "best_baseline": best,
+            "reached": self.reached,
             "accuracy_lost": self.accuracy and self.accuracy.lost,
             "profile_gap": gap,
             "amdahl_bound": bound,

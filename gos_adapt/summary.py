@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gos_adapt.cost.counted import counted_cost
 from gos_adapt.model.sites import overlaps
 from gos_adapt.operators.equation import equation
-from gos_adapt.profiling.profile import Profile, together
+from gos_adapt.profiling.profile import KernelLatency, Profile, kernels_of, together
 from gos_adapt.quantities import Count
 from gos_adapt.result import (
     CandidateResult,
@@ -21,13 +22,15 @@ from gos_adapt.result import (
 )
 from gos_adapt.search.cascade import LEVEL_NAMES
 from gos_adapt.search.objectives.latency import latency_change_s
+from gos_adapt.search.search import choose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
 
     from gos_adapt.model.model import Model, Site
     from gos_adapt.operators.graph import OperatorGraph
-    from gos_adapt.quantities import Measurement
     from gos_adapt.search.candidate import Outcome
     from gos_adapt.strategies.setting import Adapted, Step
     from gos_adapt.task import Metric
@@ -49,6 +52,7 @@ def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
         after: Profile of the adapted model.
     """
     replaced = {replacement.site: replacement for replacement in adapted.replacements if not replacement.retrained}
+    retrained = {replacement.site for replacement in adapted.replacements if replacement.retrained}
     reasons = dict(adapted.selection.reasons)
     for step in adapted.steps:
         reasons |= {site.name: _fate(site, step) for site in step.sites}
@@ -64,10 +68,11 @@ def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
             chosen=any(site.name in step.selection.group for step in adapted.steps),
             reason=reasons.get(site.name)
             or (f"replaced with {inside[site.name]}" if inside[site.name] else "its surroundings were replaced"),
-            original=_operator(site.operator, adapted.profile.sites[site.name]),
-            replacement=_operator(replaced[site.name].operator, _latency_after(site, after))
+            original=_operator(site.operator, kernels_of(site, adapted.profile), adapted.profile),
+            replacement=_operator(replaced[site.name].operator, _kernels_after(site, after), after)
             if site.name in replaced
             else None,
+            retrained=site.name in retrained,
             lineage=replaced[site.name].lineage if site.name in replaced else (),
         )
         for site in adapted.sites
@@ -112,6 +117,8 @@ def _fate(site: Site, step: Step) -> str:
         return f"{reason}; kept, because no candidate was promising enough, or in time, to be judged"
     if not step.front.best:
         return f"{reason}; kept, because no candidate met the accuracy constraint"
+    if choose(step.front) is not None:
+        return f"{reason}; kept, because what was found here is not among the replacements chosen together"
     return f"{reason}; kept, because no feasible candidate was clearly faster"
 
 
@@ -119,39 +126,38 @@ def _covers(replaced: str, site: Site, sites: tuple[Site, ...]) -> bool:
     return any(other.name == replaced and set(site.nodes) <= set(other.nodes) for other in sites)
 
 
-def _latency_after(site: Site, after: Profile) -> Measurement:
-    """What the kernels of a replacement take; splicing names its tensors after the site."""
-    return together(
-        [
-            kernel.latency
-            for kernel in after.kernels
-            if any(name == site.output or name.startswith(f"{site.name}#") for name in kernel.tensors)
-        ],
-        after.whole,
-    )
+def _kernels_after(site: Site, after: Profile) -> list[KernelLatency]:
+    """The kernels of a replacement; splicing names its tensors after the site."""
+    return [
+        kernel
+        for kernel in after.kernels
+        if any(name == site.output or name.startswith(f"{site.name}#") for name in kernel.tensors)
+    ]
 
 
-def _operator(operator: OperatorGraph, latency: Measurement) -> OperatorSummary:
-    form = equation(operator)
+def _operator(operator: OperatorGraph, kernels: Sequence[KernelLatency], profile: Profile) -> OperatorSummary:
+    form, cost = equation(operator), counted_cost(operator)
     return OperatorSummary(
         operator.key,
         operator.text,
         Formula(form.text, form.latex, form.mathml),
-        Count(operator.macs, "mac"),
-        Count(operator.parameters, "parameter"),
-        latency,
+        cost.macs,
+        cost.parameters,
+        cost.traffic,
+        Count(len(kernels), "kernel"),
+        together([kernel.latency for kernel in kernels], profile.whole),
     )
 
 
 def _search(step: Step, unit: str) -> GroupSearch:
-    outcomes = {name: step.front.stopped[name] for name in LEVEL_NAMES if step.front.stopped.get(name)}
+    outcomes = {name: step.front.stopped.get(name, 0) for name in LEVEL_NAMES}
     bred = [outcome for outcome in step.front.outcomes if not outcome.is_original]
     outcomes[NOT_JUDGED] = sum(outcome.waiting for outcome in bred)
     outcomes[FEASIBLE] = sum(outcome.feasible for outcome in bred)
     return GroupSearch(
         name=f"{step.sites[0].kind}: {', '.join(site.name for site in step.sites)}",
         sites=tuple(site.name for site in step.sites),
-        outcomes={name: count for name, count in outcomes.items() if count},
+        outcomes={name: count for name, count in outcomes.items() if count or name in step.front.seconds},
         levels_s=dict(step.front.seconds),
         candidates=tuple(_candidate(o, step, unit) for o in bred if o.fit_error is not None or o.latency is not None),
     )
@@ -159,6 +165,7 @@ def _search(step: Step, unit: str) -> GroupSearch:
 
 def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
     operator, judgement = outcome.candidate.operator, outcome.judgement
+    chosen = {outcome.candidate.operator.key for outcome in step.chosen.values()}  # a strategy may have timed it again
     timed = outcome.latency is not None and outcome.latency.ok
     timed = timed and outcome.original_latency is not None and outcome.original_latency.ok
     change = Measured(latency_change_s(outcome) / len(step.sites), "s") if timed else None
@@ -174,7 +181,7 @@ def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
         outcome=FEASIBLE if outcome.feasible else NOT_JUDGED if outcome.waiting else outcome.level,
         feasible=outcome.feasible,
         on_front=outcome in step.front.best,
-        chosen=outcome in step.chosen.values(),
+        chosen=operator.key in chosen,
         lineage=outcome.candidate.lineage,
     )
 

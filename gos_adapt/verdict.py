@@ -18,7 +18,7 @@ def verdict(result: Result) -> str:
     """Say in one sentence what the numbers of `result` amount to."""
     if not result.latency.adapted.ok:
         return f"No latency to report: the delivered model was not measured ({result.latency.adapted.error})."
-    clauses = _gain_clauses(result) if result.replaced else _nothing_clauses(result)
+    clauses = _with_goal(result, _gain_clauses(result) if result.replaced else _nothing_clauses(result))
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -63,6 +63,17 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
     if round(accuracy.lost, 4) == 0:
         return f"no {accuracy.metric} lost"
     return f"{points_text(abs(accuracy.lost))} of {accuracy.metric} {'lost' if accuracy.lost > 0 else 'gained'}"
+
+
+def _with_goal(result: Result, clauses: list[str]) -> list[str]:
+    """Say whether what was asked for is reached: first if not, last if so."""
+    if result.reached is None:
+        return clauses
+    options = result.options
+    goal = f"{options.speed_up:g}x" if options.speed_up is not None else latency_text(options.target_latency_s or 0.0)
+    if result.reached:
+        return [*clauses, f"the {goal} asked for is reached"]
+    return [f"the {goal} asked for is not reached", *clauses]
 
 
 def _gain_clauses(result: Result) -> list[str]:

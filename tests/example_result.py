@@ -75,13 +75,14 @@ def failed(reason: str) -> Measurement:
     return Measurement((), CONDITIONS, reason)
 
 
-def operator(text: str, *samples_ms: float) -> OperatorSummary:
+def operator(text: str, kernels: int, *samples_ms: float) -> OperatorSummary:
     graph = parse(text)
     assert not isinstance(graph, Rejection), graph.reason
     macs, parameters = Count(graph.macs, "mac"), Count(graph.parameters, "parameter")
     shown = equation(graph)
     formula = Formula(shown.text, shown.latex, shown.mathml)
-    return OperatorSummary(graph.key, text, formula, macs, parameters, measured(*samples_ms))
+    traffic, compiled = Count(graph.traffic_bytes, "byte"), Count(kernels, "kernel")
+    return OperatorSummary(graph.key, text, formula, macs, parameters, traffic, compiled, measured(*samples_ms))
 
 
 def candidate(
@@ -110,17 +111,17 @@ CANDIDATES = (
     candidate(4, "feasible", -8.0, 5200, 0.916),
     candidate(5, "accuracy", -33.0, 400, 0.871),
     candidate(6, "accuracy", -30.5, 720, 0.883),
-    candidate(7, "slower", 6.0, 2300, None),
-    candidate(8, "fit error", None, 90, None),
+    candidate(7, "measured latency", 6.0, 2300, None),
+    candidate(8, "fit", None, 90, None),
 )
 
 
 def example_result() -> Result:
     """ResNet-20 with two replaced groups: everything there, everything faster."""
-    conv = operator(CONVOLUTION, 0.0352, 0.0361, 0.0349)
-    separable = operator(SEPARABLE, 0.0124, 0.0131, 0.0122)
-    branch = operator(BRANCH, 0.0612, 0.0604, 0.0631)
-    identity = operator(IDENTITY, 0.0021, 0.0022, 0.0021)
+    conv = operator(CONVOLUTION, 1, 0.0352, 0.0361, 0.0349)
+    separable = operator(SEPARABLE, 2, 0.0124, 0.0131, 0.0122)
+    branch = operator(BRANCH, 2, 0.0612, 0.0604, 0.0631)
+    identity = operator(IDENTITY, 1, 0.0021, 0.0022, 0.0021)
     seed = ("seed depthwise_separable", "mutate kernel 5x5 → 3x3")
     layers = tuple(
         SiteResult(
@@ -131,6 +132,7 @@ def example_result() -> Result:
             reason="among the slowest; its likes are treated together",
             original=conv,
             replacement=separable,
+            retrained=False,
             lineage=seed,
         )
         for i in range(3)
@@ -144,6 +146,7 @@ def example_result() -> Result:
             reason="highest latency" if i == 2 else "only 10 % of the latency, and its accuracy share is unknown",
             original=branch,
             replacement=identity if i == 2 else None,
+            retrained=i == 1,
             lineage=("seed identity",) if i == 2 else (),
         )
         for i in range(3)
@@ -204,21 +207,21 @@ def example_result() -> Result:
                 outcomes={
                     "ill-typed": 41,
                     "seen before": 77,
-                    "no cheaper": 30,
-                    "predicted slower": 12,
-                    "fit error": 1,
-                    "slower": 1,
+                    "counted cost": 30,
+                    "predicted latency": 12,
+                    "fit": 1,
+                    "measured latency": 1,
                     "accuracy": 2,
                     "feasible": 4,
                 },
-                levels_s={"fit": 8.0, "latency": 21.0, "accuracy": 33.0},
+                levels_s={"fit": 8.0, "measured latency": 21.0, "accuracy": 33.0},
                 candidates=CANDIDATES,
             ),
             GroupSearch(
                 name="branch 64×8×8",
                 sites=(branches[2].name,),
-                outcomes={"ill-typed": 3, "seen before": 9, "build failed": 1, "feasible": 1},
-                levels_s={"fit": 1.0, "latency": 3.0, "accuracy": 4.0},
+                outcomes={"ill-typed": 3, "seen before": 9, "fit": 0, "measured latency": 1, "feasible": 1},
+                levels_s={"fit": 1.0, "measured latency": 3.0, "accuracy": 4.0},
                 candidates=(candidate(1, "feasible", -58.6, 0, 0.9132),),
             ),
         ),
@@ -242,7 +245,8 @@ def without_replacements() -> Result:
     """Nothing was worth replacing: no search."""
     result = example_result()
     sites = tuple(
-        replace(site, chosen=False, reason="too small a share", replacement=None, lineage=()) for site in result.sites
+        replace(site, chosen=False, reason="too small a share", replacement=None, retrained=False, lineage=())
+        for site in result.sites
     )
     return _original_delivered(replace(result, sites=sites, search=()))
 
@@ -253,9 +257,9 @@ def without_feasible_candidate() -> Result:
     search = replace(
         result.search[0],
         candidates=CANDIDATES[4:],
-        outcomes={"ill-typed": 41, "slower": 1, "fit error": 1, "accuracy": 2},
+        outcomes={"ill-typed": 41, "fit": 1, "measured latency": 1, "accuracy": 2},
     )
-    sites = tuple(replace(site, replacement=None, lineage=()) for site in result.sites)
+    sites = tuple(replace(site, replacement=None, retrained=False, lineage=()) for site in result.sites)
     return _original_delivered(replace(result, sites=sites, search=(search,)))
 
 

@@ -97,11 +97,15 @@ class Profile:
 
 def attribute(whole: Measurement, kernels: Sequence[KernelLatency], sites: Sequence[Site]) -> Profile:
     """Give each site the kernels that compute its tensors."""
-    by_site = {}
-    for site in sites:
-        covered = {*site.nodes, site.output}
-        by_site[site.name] = together([k.latency for k in kernels if not covered.isdisjoint(k.tensors)], whole)
-    return Profile(whole, tuple(kernels), by_site)
+    profile = Profile(whole, tuple(kernels), {})
+    by_site = {site.name: together([k.latency for k in kernels_of(site, profile)], whole) for site in sites}
+    return replace(profile, sites=by_site)
+
+
+def kernels_of(site: Site, profile: Profile) -> list[KernelLatency]:
+    """Return the kernels that compute any part of a site."""
+    covered = {*site.nodes, site.output}
+    return [kernel for kernel in profile.kernels if not covered.isdisjoint(kernel.tensors)]
 
 
 def together(latencies: Sequence[Measurement], like: Measurement) -> Measurement:

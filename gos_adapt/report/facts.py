@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from gos_adapt.cost.measured import noise_s
 from gos_adapt.errors import Rejection
 from gos_adapt.operators.graph import LEAVES, Node, OperatorGraph
 from gos_adapt.operators.text import parse
@@ -46,7 +47,7 @@ class SiteRow(NamedTuple):
     number: int
     name: str
     kind: str
-    state: Literal["replaced", "searched", "left alone"]
+    state: Literal["replaced", "retrained", "searched", "left alone"]
     reason: str
     before: Measurement
     after: Measurement | None
@@ -83,12 +84,22 @@ class Pareto(NamedTuple):
     untimed: int
 
 
+class OutcomeRow(NamedTuple):
+    """Where candidates ended: how many in each search, their share of all, and the seconds that the level took."""
+
+    name: str
+    counts: tuple[int, ...]
+    share: float
+    seconds: float | None
+
+
 class OutcomeTable(NamedTuple):
     """Candidates by where they ended (rows) and search (columns)."""
 
     groups: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    rows: tuple[OutcomeRow, ...]
     totals: tuple[int, ...]
+    seconds: float
 
 
 class Box(NamedTuple):
@@ -185,10 +196,26 @@ def paretos(result: Result) -> tuple[Pareto, ...]:
 def outcomes(result: Result) -> OutcomeTable:
     """Candidates of all searches by where they ended, in the order of the cascade."""
     names = dict.fromkeys(name for group in result.search for name in group.outcomes)
+    totals = tuple(sum(group.outcomes.values()) for group in result.search)
     return OutcomeTable(
         groups=tuple(group.name for group in result.search),
-        rows=tuple((name, tuple(group.outcomes.get(name, 0) for group in result.search)) for name in names),
-        totals=tuple(sum(group.outcomes.values()) for group in result.search),
+        rows=tuple(_outcome_row(name, result.search, sum(totals)) for name in names),
+        totals=totals,
+        seconds=sum(seconds for group in result.search for seconds in group.levels_s.values()),
+    )
+
+
+def noise(result: Result) -> str:
+    """How much the samples of the profiled whole differ; empty when there are none."""
+    whole = result.profile.whole
+    if not whole.ok or len(whole.samples_s) < 2:
+        return ""
+    spread_s = 2 * noise_s(whole)
+    return (
+        f"Of {count_text(len(whole.samples_s))} samples of the whole, the median lies"
+        f" {100 * (whole.median_s / whole.best_s - 1):.1f} % above the best, and the middle half within"
+        f" {latency_text(spread_s)}, {100 * spread_s / whole.median_s:.1f} % of the median (measured):"
+        " a smaller difference may be chance."
     )
 
 
@@ -282,19 +309,33 @@ def duration_text(seconds: float) -> str:
     return f"{minutes} min {rest} s"
 
 
+def _outcome_row(name: str, search: tuple[GroupSearch, ...], proposed: int) -> OutcomeRow:
+    counts = tuple(group.outcomes.get(name, 0) for group in search)
+    seconds = [group.levels_s[name] for group in search if name in group.levels_s]
+    return OutcomeRow(name, counts, sum(counts) / max(1, proposed), sum(seconds) if seconds else None)
+
+
 def _site_row(number: int, site: SiteResult) -> SiteRow:
     after = site.replacement or site.original
     return SiteRow(
         number=number,
         name=site.name,
         kind=site.kind,
-        state="replaced" if site.replacement else "searched" if site.chosen else "left alone",
+        state=_state(site),
         reason=site.reason,
         before=site.original.latency,
         after=site.replacement.latency if site.replacement else None,
         macs=(site.original.macs, after.macs),
         parameters=(site.original.parameters, after.parameters),
     )
+
+
+def _state(site: SiteResult) -> Literal["replaced", "retrained", "searched", "left alone"]:
+    if site.replacement is not None:
+        return "replaced"
+    if site.retrained:
+        return "retrained"
+    return "searched" if site.chosen else "left alone"
 
 
 def _pareto(group: GroupSearch, parameters: dict[str, int]) -> Pareto:

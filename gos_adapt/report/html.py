@@ -15,6 +15,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from gos_adapt.report import facts, pictures
+from gos_adapt.report.found import findings
 from gos_adapt.report.operator_svg import operator_svg
 from gos_adapt.result import Formula, Latencies, Result
 from gos_adapt.run_folder import write_atomic
@@ -81,6 +82,8 @@ def _context(result: Result) -> dict[str, Any]:
             (pareto, group, _figure(pictures.pareto_scatter(pareto), f"pareto-{i}") if pareto.points else None)
             for i, (pareto, group) in enumerate(zip(paretos, result.search, strict=True))
         ],
+        "noise": facts.noise(result),
+        "findings": findings(result),
         "operators": facts.replaced_operators(result),
         "outcomes": facts.outcomes(result),
         "environment": facts.environment(result),

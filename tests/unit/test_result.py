@@ -141,6 +141,39 @@ def test_the_verdict_calls_a_difference_within_noise_equal() -> None:
     assert same.verdict.startswith("As fast as ONNX Runtime fp32; 1.40x faster")
 
 
+@pytest.mark.parametrize(
+    ("asked", "reached", "clause"),
+    [
+        ({"speed_up": 1.4}, True, "; the 1.4x asked for is reached."),
+        ({"speed_up": 1.5}, False, "The 1.5x asked for is not reached; 1.40x faster than the compiled original"),
+        ({"target_latency_s": 0.0003}, True, "; the 0.300 ms asked for is reached."),
+        ({"target_latency_s": 0.00025}, False, "The 0.250 ms asked for is not reached; 1.40x faster than"),
+        ({}, None, "1.40x faster than the compiled original"),
+    ],
+)
+def test_the_verdict_says_whether_what_was_asked_for_is_reached(
+    asked: dict[str, float], reached: bool | None, clause: str
+) -> None:
+    result = example_result()
+    result = replace(result, options=replace(result.options, **asked))
+    assert result.reached is reached
+    assert clause in result.verdict
+    assert ("asked for" in result.verdict) == (reached is not None)
+    assert result.to_json()["derived"]["reached"] is reached
+
+
+def test_what_is_asked_for_is_not_reached_by_leaving_the_model_as_it_is() -> None:
+    result = without_replacements()
+    result = replace(result, options=replace(result.options, speed_up=1.1))
+    assert result.verdict.startswith("The 1.1x asked for is not reached; 1.27x slower than ONNX Runtime fp32; nothing")
+
+
+def test_without_a_latency_nothing_is_said_of_what_was_asked_for() -> None:
+    result = example_result()
+    result = replace(result, options=replace(result.options, speed_up=1.1))
+    assert replace(result, latency=replace(result.latency, original=failed("no"))).reached is None
+
+
 def test_the_verdict_of_an_unmeasured_model_says_so() -> None:
     result = example_result()
     dead = replace(result, latency=replace(result.latency, adapted=failed("the device stopped answering")))

@@ -9,6 +9,7 @@ from example_result import (
     IDENTITY,
     example_result,
     failed,
+    measured,
     without_feasible_candidate,
     without_int8,
     without_replacements,
@@ -60,7 +61,7 @@ def test_a_missing_baseline_keeps_its_row_and_its_reason() -> None:
 def test_sites_are_numbered_in_the_order_of_the_model() -> None:
     rows = facts.site_rows(example_result())
     assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert [row.state for row in rows] == ["replaced"] * 3 + ["left alone"] * 2 + ["replaced"]
+    assert [row.state for row in rows] == ["replaced"] * 3 + ["left alone", "retrained", "replaced"]
     assert [count.value for count in rows[0].macs] == [2_367_488, 344_064]
     assert rows[3].after is None
     assert rows[3].macs[0] == rows[3].macs[1]
@@ -92,7 +93,7 @@ def test_the_front_shows_every_timed_candidate_and_counts_the_others() -> None:
         "infeasible",
         "infeasible",
     ]
-    assert [point.outcome for point in pareto.points[4:]] == ["accuracy", "accuracy", "slower"]
+    assert [point.outcome for point in pareto.points[4:]] == ["accuracy", "accuracy", "measured latency"]
     assert pareto.points[0].latency_change_s == pytest.approx(-23e-6)
     assert pareto.untimed == 168 - 7
 
@@ -100,10 +101,22 @@ def test_the_front_shows_every_timed_candidate_and_counts_the_others() -> None:
 def test_outcomes_count_every_proposal_of_every_search() -> None:
     table = facts.outcomes(example_result())
     assert table.groups == ("conv 32×16×16", "branch 64×8×8")
-    assert table.rows[0] == ("ill-typed", (41, 3))
-    assert ("build failed", (0, 1)) in table.rows
+    assert table.rows[0] == ("ill-typed", (41, 3), 44 / 182, None)
+    assert ("measured latency", (1, 1), 2 / 182, 24.0) in table.rows
+    assert ("fit", (1, 0), 1 / 182, 9.0) in table.rows
     assert table.totals == (168, 14)
-    assert tuple(map(sum, zip(*(counts for _, counts in table.rows), strict=True))) == table.totals
+    assert tuple(map(sum, zip(*(row.counts for row in table.rows), strict=True))) == table.totals
+    assert sum(row.share for row in table.rows) == pytest.approx(1)
+    assert table.seconds == 70.0
+
+
+def test_the_noise_of_the_profile_is_said_in_numbers() -> None:
+    result = example_result()
+    # 0.40 0.42 0.44 ms: quartiles 0.41 and 0.43
+    assert "3 samples of the whole, the median lies 5.0 % above the best" in facts.noise(result)
+    assert "within 20.0 µs, 4.8 % of the median" in facts.noise(result)
+    assert facts.noise(replace(result, profile=replace(result.profile, whole=failed("no")))) == ""
+    assert facts.noise(replace(result, profile=replace(result.profile, whole=measured(1.0)))) == ""
 
 
 def test_sites_with_the_same_replacement_are_shown_together() -> None:

@@ -9,6 +9,7 @@ from example_result import ALL, SEPARABLE, TEXTS, example_result, hostile, witho
 
 from gos_adapt.errors import RunFolderError
 from gos_adapt.report import facts
+from gos_adapt.report.found import findings
 from gos_adapt.report.html import mathml, render, unbroken, write_report
 from gos_adapt.report.operator_svg import operator_svg
 from gos_adapt.result import Formula
@@ -106,6 +107,13 @@ def test_boxes_of_an_operator_picture_do_not_overlap() -> None:
                 beside = x + width <= other_x or other_x + other_width <= x
                 above = y + height <= other_y or other_y + other_height <= y
                 assert beside or above
+
+
+def test_the_report_says_what_was_found_and_why() -> None:
+    text = Elements(render(example_result())).text
+    assert "What was found" in text
+    assert all(finding.why in text.replace("\u00a0", " ") for finding in findings(example_result()))
+    assert "What was found" not in Elements(render(without_replacements())).text
 
 
 def test_nothing_to_gain_still_reads_well() -> None:

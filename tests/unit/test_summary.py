@@ -1,0 +1,122 @@
+"""What the result says of sites and searches, for strategies that choose an operator for each site by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from example_result import CONDITIONS
+from example_search import residual_model, sites_named
+
+from gos_adapt.model.model import Replacement
+from gos_adapt.model.sites import find_sites
+from gos_adapt.profiling.profile import KernelLatency, attribute
+from gos_adapt.profiling.select import Selection
+from gos_adapt.quantities import Measurement
+from gos_adapt.search.candidate import Judgement, Outcome
+from gos_adapt.search.search import Front, seed_candidates
+from gos_adapt.strategies.setting import Adapted, Step
+from gos_adapt.summary import count_macs, summarise_searches, summarise_sites
+
+
+def timed(*samples_us: float) -> Measurement:
+    return Measurement(tuple(sample / 1e6 for sample in samples_us), CONDITIONS)
+
+
+@pytest.fixture(scope="module")
+def adapted() -> Adapted:
+    """Two alike branches that got different operators, tuned and timed again; every other layer was retrained."""
+    model = residual_model()
+    sites, group = find_sites(model), sites_named(model, "o1", "o2")
+    _, *others = seed_candidates(group)
+    outcomes = tuple(
+        Outcome(
+            candidate,
+            2,
+            "accuracy",
+            fit_error=0.1,
+            latency=timed(2, 2, 2),
+            original_latency=timed(4, 4, 4),
+            judgement=Judgement(None, 0.1 * k, candidate.weights),
+        )
+        for k, candidate in enumerate(others[:3], start=1)
+    )
+    front = Front(outcomes, outcomes, {"counted cost": 7}, {"counted cost": 0.1, "fit": 2.0})
+    chosen = {site.name: replace(outcomes[k], latency=timed(1, 1, 1)) for k, site in enumerate(group)}
+    names = tuple(site.name for site in group)
+    step = Step(group, Selection(names, dict.fromkeys(names, "selected"), 2.0), front, chosen)
+    replacements = tuple(
+        Replacement(site.name, o.candidate.operator, o.candidate.weights[k], o.candidate.lineage)
+        for k, (site, o) in enumerate(zip(group, chosen.values(), strict=True))
+    )
+    covered = {name for site in group for name in site.nodes}
+    retrained = tuple(
+        Replacement(site.name, site.operator, site.weights)
+        for site in sites
+        if site.weights and covered.isdisjoint(site.nodes)
+    )
+    kernels = [
+        KernelLatency(f"k{i}", (node.output[0],), "", timed(1, 2, 3)) for i, node in enumerate(model.proto.graph.node)
+    ]
+    reasons = {site.name: "not selected" for site in sites}
+    profile = attribute(timed(9, 9, 9), kernels, sites)
+    return Adapted(model, (*replacements, *retrained), (step,), profile, sites, Selection((), reasons, 1.0))
+
+
+def test_each_site_has_the_operator_that_was_chosen_for_it(adapted: Adapted) -> None:
+    rows = {site.name: site for site in summarise_sites(adapted, adapted.profile)}
+    chosen = adapted.steps[0].chosen
+    for name, outcome in chosen.items():
+        replacement = rows[name].replacement
+        assert replacement
+        assert replacement.key == outcome.candidate.operator.key
+        assert rows[name].lineage == outcome.candidate.lineage
+        assert rows[name].reason == "selected; replaced"
+    assert len({outcome.candidate.operator.key for outcome in chosen.values()}) == 2
+
+
+def test_layers_that_were_only_retrained_are_named_and_not_listed_as_replaced(adapted: Adapted) -> None:
+    rows = summarise_sites(adapted, adapted.profile)
+    retrained = [site for site in rows if site.retrained]
+    assert {site.name for site in retrained} == {r.site for r in adapted.replacements if r.retrained}
+    assert retrained
+    assert all(site.replacement is None and site.lineage == () for site in retrained)
+    assert not any(site.retrained for site in rows if site.replacement)
+
+
+def test_only_replacements_change_the_multiply_accumulates(adapted: Adapted) -> None:
+    change = count_macs(adapted)
+    without = replace(adapted, replacements=tuple(r for r in adapted.replacements if not r.retrained))
+    assert change == count_macs(without)
+    assert change.after.value < change.before.value
+
+
+def test_kernels_and_bytes_of_a_site_are_counted(adapted: Adapted) -> None:
+    for row, site in zip(summarise_sites(adapted, adapted.profile), adapted.sites, strict=True):
+        assert row.original.kernels.value == len(site.nodes)
+        assert row.original.traffic.value == site.operator.traffic_bytes
+        assert row.original.latency == adapted.profile.sites[site.name]
+
+
+def test_a_candidate_that_was_timed_again_is_still_the_chosen_one(adapted: Adapted) -> None:
+    (group,) = summarise_searches(adapted.steps, None)
+    wanted = {outcome.candidate.operator.key for outcome in adapted.steps[0].chosen.values()}
+    assert {candidate.key for candidate in group.candidates if candidate.chosen} == wanted
+    assert [candidate.on_front for candidate in group.candidates] == [True] * 3
+
+
+def test_a_level_that_stopped_nobody_keeps_its_seconds(adapted: Adapted) -> None:
+    (group,) = summarise_searches(adapted.steps, None)
+    assert group.outcomes == {"counted cost": 7, "fit": 0, "feasible": 3}
+    assert group.levels_s == {"counted cost": 0.1, "fit": 2.0}
+
+
+def test_a_kind_of_site_that_was_passed_over_says_why(adapted: Adapted) -> None:
+    step = replace(adapted.steps[0], chosen={})
+    unchosen = replace(adapted, replacements=(), steps=(step,))
+    reasons = {site.name: site.reason for site in summarise_sites(unchosen, adapted.profile)}
+    assert reasons["o1"] == "selected; kept, because what was found here is not among the replacements chosen together"
+    slow = tuple(replace(o, latency=timed(4, 4, 4)) for o in step.front.outcomes)
+    step = replace(step, front=replace(step.front, outcomes=slow, best=slow))
+    reasons = {site.name: site.reason for site in summarise_sites(replace(unchosen, steps=(step,)), adapted.profile)}
+    assert reasons["o1"] == "selected; kept, because no feasible candidate was clearly faster"
