@@ -264,6 +264,8 @@ class CandidateResult:
     Attributes:
         latency_change: Candidate minus original at one site, in seconds; None when it was not timed.
         accuracy: Of the model holding it, on the selection split; None when it did not get that far.
+        loss: What its judgement said is lost: of the metric; without a task the deviation of the outputs; with the
+            global strategy the distillation loss right after fitting. None when it was not judged.
         fit_error: Normalised error against the original's output; None when it was not fitted.
         outcome: Where it ended: ``"feasible"`` or the level that rejected it.
         feasible: Whether it met every constraint.
@@ -277,6 +279,7 @@ class CandidateResult:
     parameters: Count
     macs: Count
     accuracy: Measured | None
+    loss: Measured | None
     fit_error: Measured | None
     outcome: str
     feasible: bool

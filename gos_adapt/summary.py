@@ -170,6 +170,7 @@ def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
     timed = timed and outcome.original_latency is not None and outcome.original_latency.ok
     change = Measured(latency_change_s(outcome) / len(step.sites), "s") if timed else None
     score = None if judgement is None or judgement.score is None else Measured(judgement.score, unit)
+    loss = None if judgement is None else Measured(judgement.drop, "1" if score is None else unit)
     return CandidateResult(
         key=operator.key,
         text=operator.text,
@@ -177,6 +178,7 @@ def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
         parameters=Count(operator.parameters, "parameter"),
         macs=Count(operator.macs, "mac"),
         accuracy=score,
+        loss=loss,
         fit_error=None if outcome.fit_error is None else Measured(outcome.fit_error, "1"),
         outcome=FEASIBLE if outcome.feasible else NOT_JUDGED if outcome.waiting else outcome.level,
         feasible=outcome.feasible,

@@ -95,6 +95,7 @@ def candidate(
         parameters=Count(parameters, "parameter"),
         macs=Count(256 * parameters, "mac"),
         accuracy=None if top1 is None else Measured(top1, "fraction"),
+        loss=None if top1 is None else Measured(round(0.9172 - top1, 4), "fraction"),
         fit_error=Measured(0.01 * number, "1"),
         outcome=outcome,
         feasible=outcome == "feasible",
@@ -241,6 +242,22 @@ def without_task() -> Result:
     return replace(result, accuracy=None, search=search)
 
 
+def chosen_jointly() -> Result:
+    """The global strategy: candidates have a loss and no accuracy, one of them a hopeless loss."""
+    result = example_result()
+    search = tuple(
+        replace(
+            group,
+            candidates=tuple(
+                replace(c, accuracy=None, loss=None if c.loss is None else Measured(10.0 ** (k - 3), "1"))
+                for k, c in enumerate(group.candidates)
+            ),
+        )
+        for group in result.search
+    )
+    return replace(result, search=search, options=replace(result.options, strategy="global", speed_up=1.3))
+
+
 def without_replacements() -> Result:
     """Nothing was worth replacing: no search."""
     result = example_result()
@@ -316,6 +333,7 @@ def _original_delivered(result: Result) -> Result:
 
 ALL = {
     "example": example_result,
+    "chosen_jointly": chosen_jointly,
     "without_task": without_task,
     "without_replacements": without_replacements,
     "without_feasible_candidate": without_feasible_candidate,

@@ -63,10 +63,15 @@ class SiteRow(NamedTuple):
 Status = Literal["chosen", "front", "dominated", "infeasible"]
 
 
+Price = Literal["parameters", "loss"]
+"""What a search weighed against latency."""
+
+
 class ParetoPoint(NamedTuple):
-    """One candidate that was timed."""
+    """One candidate that was timed, and has the price."""
 
     latency_change_s: float
+    price: float
     parameters: int
     status: Status
     outcome: str
@@ -75,13 +80,14 @@ class ParetoPoint(NamedTuple):
 
 
 class Pareto(NamedTuple):
-    """One search: every timed candidate, and how many candidates there is no latency for."""
+    """One search: every candidate with a latency and a price, and how many candidates have none."""
 
     group: str
     sites: tuple[str, ...]
-    original_parameters: int
+    price: Price
+    original_price: float
     points: tuple[ParetoPoint, ...]
-    untimed: int
+    unpriced: int
 
 
 class OutcomeRow(NamedTuple):
@@ -190,7 +196,8 @@ def slowest_sites(rows: Iterable[SiteRow]) -> tuple[SiteRow, ...]:
 def paretos(result: Result) -> tuple[Pareto, ...]:
     """One picture for each search."""
     parameters = {site.name: site.original.parameters.value for site in result.sites}
-    return tuple(_pareto(group, parameters) for group in result.search)
+    price: Price = "loss" if result.options.strategy == "global" else "parameters"
+    return tuple(_pareto(group, parameters, price) for group in result.search)
 
 
 def outcomes(result: Result) -> OutcomeTable:
@@ -338,10 +345,11 @@ def _state(site: SiteResult) -> Literal["replaced", "retrained", "searched", "le
     return "searched" if site.chosen else "left alone"
 
 
-def _pareto(group: GroupSearch, parameters: dict[str, int]) -> Pareto:
+def _pareto(group: GroupSearch, parameters: dict[str, int], price: Price) -> Pareto:
     points = tuple(
         ParetoPoint(
             latency_change_s=candidate.latency_change.value,
+            price=paid,
             parameters=candidate.parameters.value,
             status=_status(candidate),
             outcome=candidate.outcome,
@@ -349,15 +357,23 @@ def _pareto(group: GroupSearch, parameters: dict[str, int]) -> Pareto:
             accuracy=metric_text(candidate.accuracy) if candidate.accuracy else "",
         )
         for candidate in group.candidates
-        if candidate.latency_change is not None
+        if candidate.latency_change is not None and (paid := _paid(candidate, price)) is not None
     )
+    original = next((parameters[site] for site in group.sites if site in parameters), 0)
     return Pareto(
         group=group.name,
         sites=group.sites,
-        original_parameters=next((parameters[site] for site in group.sites if site in parameters), 0),
+        price=price,
+        original_price=original if price == "parameters" else 0,
         points=points,
-        untimed=sum(group.outcomes.values()) - len(points),
+        unpriced=sum(group.outcomes.values()) - len(points),
     )
+
+
+def _paid(candidate: CandidateResult, price: Price) -> float | None:
+    if price == "parameters":
+        return candidate.parameters.value
+    return None if candidate.loss is None else candidate.loss.value
 
 
 def _status(candidate: CandidateResult) -> Status:

@@ -7,11 +7,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from gos_adapt.report.facts import BaselineRow, Pareto, ParetoPoint, SiteRow, Status, count_text
+from gos_adapt.report.facts import BaselineRow, Pareto, ParetoPoint, Price, SiteRow, Status, count_text
 from gos_adapt.verdict import latency_text
 
 INK, FAINT, BEFORE, AFTER, CHOSEN = "#1f2328", "#d8dee4", "#9aa4af", "#0072b2", "#d55e00"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+
+LOSS_MARGIN = 1.5
 
 STATUS: dict[Status, tuple[str, dict[str, Any]]] = {
     "infeasible": ("infeasible", {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": BEFORE}}),
@@ -85,13 +87,16 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
 
 
 def pareto_scatter(pareto: Pareto) -> go.Figure:
-    """Draw every timed candidate by latency change and parameters, the front joined, the original at no change."""
+    """Draw every candidate by latency change and price, the front joined, the original at no change.
+
+    Losses have no bound, so that axis ends soon above the front, and what lies beyond is left out.
+    """
     scale, unit = _unit([abs(point.latency_change_s) for point in pareto.points])
     figure = go.Figure()
     front = sorted((p for p in pareto.points if p.status in ("front", "chosen")), key=lambda p: p.latency_change_s)
     if len(front) > 1:
         line = {"color": AFTER, "width": 1, "shape": "hv"}
-        xs, ys = [p.latency_change_s * scale for p in front], [p.parameters for p in front]
+        xs, ys = [p.latency_change_s * scale for p in front], [p.price for p in front]
         figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     for status, (name, marker) in STATUS.items():
         points = [point for point in pareto.points if point.status == status]
@@ -99,24 +104,28 @@ def pareto_scatter(pareto: Pareto) -> go.Figure:
             figure.add_scatter(
                 name=name,
                 x=[point.latency_change_s * scale for point in points],
-                y=[point.parameters for point in points],
+                y=[point.price for point in points],
                 mode="markers",
-                cliponaxis=False,
+                cliponaxis=pareto.price == "loss",
                 marker=marker,
-                hovertext=[_point_text(point) for point in points],
+                hovertext=[_point_text(point, pareto.price) for point in points],
                 hoverinfo="text",
             )
     original = {"symbol": "diamond", "size": 10, "color": INK}
     figure.add_scatter(
         name="original",
         x=[0],
-        y=[pareto.original_parameters],
+        y=[pareto.original_price],
         mode="markers",
         marker=original,
-        hovertext=[f"original operator, {count_text(pareto.original_parameters)} parameters"],
+        hovertext=["original operator"],
         hoverinfo="text",
     )
-    figure.update_yaxes(title={"text": "parameters (counted)", "font": {"size": 13}}, rangemode="tozero")
+    title = "parameters (counted)" if pareto.price == "parameters" else "loss after fitting (measured)"
+    figure.update_yaxes(title={"text": title, "font": {"size": 13}}, rangemode="tozero")
+    if pareto.price == "loss" and front:
+        top = LOSS_MARGIN * max(point.price for point in front)
+        figure.update_yaxes(range=[-0.05 * top, top] if top > 0 else None)
     figure.update_xaxes(zeroline=True, zerolinecolor=BEFORE)
     return _styled(figure, height=380, x_title=f"latency change at one site, {unit} (measured)")
 
@@ -156,11 +165,12 @@ def _site_text(row: SiteRow) -> str:
     return "<br>".join(lines)
 
 
-def _point_text(point: ParetoPoint) -> str:
+def _point_text(point: ParetoPoint, price: Price) -> str:
     """What a candidate is: its instructions (leaves are left out) and its numbers."""
     lines = [line for line in point.text.splitlines() if "(" in line]
     numbers = f"{latency_text(point.latency_change_s)} (measured), {count_text(point.parameters)} parameters (counted)"
     accuracy = [f"accuracy {escape(point.accuracy)}"] if point.accuracy else []
+    accuracy += [f"loss {point.price:.3g}"] if price == "loss" else []
     return "<br>".join(
         [f"<b>{escape(point.outcome)}</b>", numbers, *accuracy, *(escape(line[:90]) for line in lines[:20])]
     )

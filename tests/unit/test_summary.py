@@ -103,6 +103,7 @@ def test_a_candidate_that_was_timed_again_is_still_the_chosen_one(adapted: Adapt
     wanted = {outcome.candidate.operator.key for outcome in adapted.steps[0].chosen.values()}
     assert {candidate.key for candidate in group.candidates if candidate.chosen} == wanted
     assert [candidate.on_front for candidate in group.candidates] == [True] * 3
+    assert [candidate.loss and candidate.loss.value for candidate in group.candidates] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_a_level_that_stopped_nobody_keeps_its_seconds(adapted: Adapted) -> None:

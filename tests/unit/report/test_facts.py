@@ -7,6 +7,7 @@ import pytest
 from example_result import (
     BRANCH,
     IDENTITY,
+    chosen_jointly,
     example_result,
     failed,
     measured,
@@ -17,6 +18,7 @@ from example_result import (
 )
 
 from gos_adapt.report import facts
+from gos_adapt.report.pictures import pareto_scatter
 from gos_adapt.verdict import comparison_text, latency_text
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def replace_measurement(row: facts.SiteRow, index: int) -> facts.SiteRow:
 
 def test_the_front_shows_every_timed_candidate_and_counts_the_others() -> None:
     pareto, _ = facts.paretos(example_result())
-    assert pareto.original_parameters == 9_248
+    assert (pareto.price, pareto.original_price) == ("parameters", 9_248)
     assert [point.status for point in pareto.points] == [
         "chosen",
         "front",
@@ -95,7 +97,17 @@ def test_the_front_shows_every_timed_candidate_and_counts_the_others() -> None:
     ]
     assert [point.outcome for point in pareto.points[4:]] == ["accuracy", "accuracy", "measured latency"]
     assert pareto.points[0].latency_change_s == pytest.approx(-23e-6)
-    assert pareto.untimed == 168 - 7
+    assert pareto.unpriced == 168 - 7
+    assert [point.price for point in pareto.points] == [point.parameters for point in pareto.points]
+
+
+def test_candidates_of_the_global_strategy_are_shown_by_their_loss() -> None:
+    pareto, _ = facts.paretos(chosen_jointly())
+    assert (pareto.price, pareto.original_price) == ("loss", 0)
+    assert [point.price for point in pareto.points] == pytest.approx([0.001, 0.01, 0.1, 1.0, 10.0, 100.0])
+    assert pareto.unpriced == 168 - 6
+    top = pareto_scatter(pareto).layout.yaxis.range[1]
+    assert 0.1 < top < 1.0  # the front ends at 0.1, and what lies far above it must not flatten it
 
 
 def test_outcomes_count_every_proposal_of_every_search() -> None:
