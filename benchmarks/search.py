@@ -21,7 +21,7 @@ import csv
 import math
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,7 +51,7 @@ from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.progress import Silent
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.candidate import Judgement
-from gos_adapt.search.cascade import ACCURACY, ILL_TYPED, LEVELS, SEEN, judge_one, timed
+from gos_adapt.search.cascade import ACCURACY, ILL_TYPED, LEVELS, OUT_OF_TIME, SEEN, judge_one, timed
 from gos_adapt.search.nsga import nsga2
 from gos_adapt.search.objectives.latency import latency_change_s
 from gos_adapt.search.objectives.loss import loss
@@ -156,7 +156,7 @@ def _search_settings() -> Settings:
 
 def _judge_all(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
     return [
-        outcome.stopped("out of time") if context.time_left() <= 0 else judge_one(outcome, context, settings)
+        outcome.stopped(OUT_OF_TIME) if context.time_left() <= 0 else judge_one(outcome, context, settings)
         for outcome in outcomes
     ]
 
@@ -302,21 +302,24 @@ def fastest(run: Run, bound: float) -> float | None:
 
 
 def throughput(runs: Sequence[Run]) -> list[str]:
-    """One row for each level of each search: how many entered, were stopped, went on, and how fast."""
-    head = ("kind of site", "seed", "level", "entered", "stopped", "went on", "seconds", "entered a minute")
+    """One row for each level of each search: how many came too late, entered, were stopped, went on, and how fast."""
+    head = ("kind of site", "seed", "level", "too late", "entered", "stopped", "went on", "seconds", "entered a minute")
     return table(head, [(run.kind, str(run.seed), *row) for run in runs for row in _levels(run)])
 
 
 def _levels(run: Run) -> Iterator[tuple[str, ...]]:
-    stopped, seconds = run.front.stopped, run.front.seconds
+    seconds = run.front.seconds
+    late = Counter(outcome.level for outcome in run.front.outcomes if outcome.reason == OUT_OF_TIME)
+    stopped = Counter(run.front.stopped) - late
     originals = sum(outcome.is_original for outcome in run.front.outcomes)
-    alive = len(run.front.outcomes) - originals + stopped.get(ILL_TYPED, 0) + stopped.get(SEEN, 0)
+    alive = len(run.front.outcomes) - originals + stopped[ILL_TYPED] + stopped[SEEN]
     for name in (ILL_TYPED, SEEN, *LEVELS, ACCURACY):
-        entered = run.judged if name == ACCURACY else alive  # what waits has not entered it
-        alive = entered - stopped.get(name, 0)
+        entered = run.judged if name == ACCURACY else alive - late[name]  # what waits has not entered it
+        alive = entered - stopped[name]
         took = seconds.get(name, 0.0)
         rate = f"{60 * entered / took:.0f}" if took > 0 else "–"
-        yield name, str(entered), str(stopped.get(name, 0)), str(alive), f"{took:.1f}" if name in seconds else "–", rate
+        counts = map(str, (late[name], entered, stopped[name], alive))
+        yield name, *counts, f"{took:.1f}" if name in seconds else "–", rate
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

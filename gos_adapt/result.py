@@ -296,7 +296,7 @@ class GroupSearch:
         name: What a person would call the group.
         sites: Names of its sites.
         outcomes: How many candidates ended at each level of the cascade, in its order, levels that took time included;
-            their sum is what was proposed.
+            their sum is what was proposed. Those that no level came to are ``"out of time"`` or ``"not judged"``.
         levels_s: Seconds spent at each level.
         candidates: Every candidate that was fitted or timed, in the order of evaluation.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gos_adapt.cost.counted import counted_cost
@@ -20,7 +21,7 @@ from gos_adapt.result import (
     ProfileSummary,
     SiteResult,
 )
-from gos_adapt.search.cascade import LEVEL_NAMES
+from gos_adapt.search.cascade import LEVEL_NAMES, OUT_OF_TIME
 from gos_adapt.search.objectives.latency import latency_change_s
 from gos_adapt.search.search import choose
 
@@ -152,6 +153,8 @@ def _operator(operator: OperatorGraph, kernels: Sequence[KernelLatency], profile
 def _search(step: Step, unit: str) -> GroupSearch:
     outcomes = {name: step.front.stopped.get(name, 0) for name in LEVEL_NAMES}
     bred = [outcome for outcome in step.front.outcomes if not outcome.is_original]
+    late = Counter(outcome.level for outcome in bred if outcome.reason == OUT_OF_TIME)
+    outcomes = {name: count - late[name] for name, count in outcomes.items()} | {OUT_OF_TIME: late.total()}
     outcomes[NOT_JUDGED] = sum(outcome.waiting for outcome in bred)
     outcomes[FEASIBLE] = sum(outcome.feasible for outcome in bred)
     return GroupSearch(

@@ -70,8 +70,9 @@ def family(lineage: Sequence[str]) -> str:
     """Name of the relative that a lineage starts from, without its numbers; and whether anything came after."""
     if not lineage:
         return "of unknown origin"
-    seed = lineage[0].removeprefix("seed ").partition(" at v")[0]
-    name = re.sub(r"( to)? \S*\d\S*", "", seed).replace("_", " ")
+    seed = re.sub(r" (at )?v\d+$", "", lineage[0].removeprefix("seed "))
+    named = re.sub(r"\bv\d+\b", "one term", seed)  # "only v3 of the sum"
+    name = re.sub(r"( to)? \S*\d\S*", "", named).replace("_", " ")
     return name if len(lineage) == 1 else f"{name}, changed by the search"
 
 

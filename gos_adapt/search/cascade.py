@@ -39,6 +39,8 @@ TRUST = 4
 fraction of a point of accuracy, of 0.4 a whole point; in a branch several times as much."""
 ILL_TYPED = "ill-typed"
 SEEN = "seen before"
+OUT_OF_TIME = "out of time"
+"""The reason of a candidate that a level never looked at."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _fit(outcome: Outcome, context: Context, settings: Settings, reserve_s: floa
     candidate = outcome.candidate
     key = context.key("fit", candidate.operator)
     if key not in context.folder.journal and context.time_left() <= reserve_s:
-        return outcome.stopped("out of time")
+        return outcome.stopped(OUT_OF_TIME)
     error = context.remembered(key, lambda: _finite(context.fit_error(candidate.operator, candidate.weights[0])))
     if error is None or error > settings.max_fit_error:
         text = "not finite" if error is None else f"{error:.3g}, limit {settings.max_fit_error:.3g}"
@@ -249,7 +251,7 @@ def timed(outcomes: Sequence[Outcome], context: Context) -> list[Outcome]:
 def _with_latency(outcome: Outcome, context: Context) -> Outcome:
     pair = context.folder.journal.get(context.key("latency", outcome.candidate.operator))
     if pair is None:
-        return outcome.stopped("out of time")
+        return outcome.stopped(OUT_OF_TIME)
     latency, original = (Measurement.from_json(form) for form in pair)
     for measurement in (latency, original):
         if not measurement.ok:

@@ -14,6 +14,7 @@ from gos_adapt.profiling.profile import KernelLatency, attribute
 from gos_adapt.profiling.select import Selection
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement, Outcome
+from gos_adapt.search.cascade import OUT_OF_TIME
 from gos_adapt.search.search import Front, seed_candidates
 from gos_adapt.strategies.setting import Adapted, Step
 from gos_adapt.summary import count_macs, summarise_searches, summarise_sites
@@ -110,6 +111,14 @@ def test_a_level_that_stopped_nobody_keeps_its_seconds(adapted: Adapted) -> None
     (group,) = summarise_searches(adapted.steps, None)
     assert group.outcomes == {"counted cost": 7, "fit": 0, "feasible": 3}
     assert group.levels_s == {"counted cost": 0.1, "fit": 2.0}
+
+
+def test_what_came_too_late_was_not_stopped_by_a_level(adapted: Adapted) -> None:
+    step = adapted.steps[0]
+    late = replace(step.front.outcomes[0], level="fit", judgement=None, latency=None).stopped(OUT_OF_TIME)
+    front = replace(step.front, outcomes=(*step.front.outcomes, late), stopped={"counted cost": 7, "fit": 3})
+    (group,) = summarise_searches((replace(step, front=front),), None)
+    assert group.outcomes == {"counted cost": 7, "fit": 2, "out of time": 1, "feasible": 3}
 
 
 def test_a_kind_of_site_that_was_passed_over_says_why(adapted: Adapted) -> None:

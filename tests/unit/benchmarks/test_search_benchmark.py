@@ -80,13 +80,22 @@ def test_what_is_left_out_makes_the_difference_it_should(contexts):
 def test_every_candidate_of_the_table_of_levels_is_accounted_for(contexts):
     (run,) = searched("throughput", contexts)
     rows = [line.strip("| ").split(" | ") for line in benchmark.throughput([run])[2:]]
-    entered, stopped, went_on = ([int(row[k]) for row in rows] for k in (3, 4, 5))
+    late, entered, stopped, went_on = ([int(row[k]) for row in rows] for k in (3, 4, 5, 6))
     assert [row[2] for row in rows][2:] == [*LEVELS, "accuracy"]
     assert [a - b for a, b in zip(entered, stopped, strict=True)] == went_on
     assert entered[1:-1] == went_on[:-2]
+    assert set(late) == {0}
     waiting = sum(outcome.waiting for outcome in run.front.outcomes)
     assert entered[-1] + waiting == went_on[-2]
     assert went_on[-1] == sum(o.feasible and not o.is_original for o in run.front.outcomes)
+
+
+def test_what_came_too_late_did_not_enter_its_level(contexts):
+    run = benchmark.search_with(*benchmark.variants("throughput", SETTINGS), contexts, 0, 0.0)
+    levels = {row[0]: [int(cell) for cell in row[1:5]] for row in benchmark._levels(run)}
+    late, entered, stopped, went_on = levels["fit"]
+    assert late == levels["predicted latency"][3] > 0
+    assert (entered, stopped, went_on) == (0, 0, 0)
 
 
 def test_no_operator_is_larger_than_the_size_asked_for(contexts):
