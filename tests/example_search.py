@@ -29,13 +29,14 @@ QUICK = FitSettings(steps=5)
 INPUTS = normal(384, 3, 8, 8, seed=5)
 
 
-def residual_model():
-    """Stem, two residual blocks alike, classifier of three classes about as frequent; 8 channels on 8x8 positions."""
-    logits = outputs_of(_model(np.zeros(3, np.float32)), INPUTS)
-    return _model(-logits.mean(axis=0))
+def residual_model(channels=8, inputs=INPUTS):
+    """Stem, two residual blocks alike, classifier of three classes about as frequent on these inputs."""
+    logits = outputs_of(_model(channels, inputs, np.zeros(3, np.float32)), inputs)
+    return _model(channels, inputs, -logits.mean(axis=0))
 
 
-def _model(bias):
+def _model(channels, inputs, bias):
+    c, fan_in = channels, (8 / channels) ** 0.5
     nodes = [("Conv", "x w0 b0", "c0", CONV), ("Relu", "c0", "r0", {})]
     for k, source in ((1, "r0"), (2, "o1")):
         nodes += [
@@ -46,10 +47,11 @@ def _model(bias):
             ("Relu", f"s{k}", f"o{k}", {}),
         ]
     nodes += [("GlobalAveragePool", "o2", "p", {}), ("Flatten", "p", "f", {}), ("Gemm", "f w3 b3", "y", {})]
-    kernels = [(name, 0.2 * normal(8, 8, 3, 3, seed=i)) for i, name in enumerate(("w1a", "w1b", "w2a", "w2b"))]
-    biases = [(f"b{name}", 0.1 * normal(8, seed=20 + i)) for i, name in enumerate(("0", "1a", "1b", "2a", "2b"))]
-    ends = [("w0", 0.4 * normal(8, 3, 3, 3, seed=9)), ("w3", normal(8, 3, seed=10)), ("b3", bias)]
-    model = small_model(nodes, ("N", 3, 8, 8), ["y"], [*kernels, *biases, *ends])
+    names = ("w1a", "w1b", "w2a", "w2b")
+    kernels = [(name, 0.2 * fan_in * normal(c, c, 3, 3, seed=i)) for i, name in enumerate(names)]
+    biases = [(f"b{name}", 0.1 * normal(c, seed=20 + i)) for i, name in enumerate(("0", "1a", "1b", "2a", "2b"))]
+    ends = [("w0", 0.4 * normal(c, 3, 3, 3, seed=9)), ("w3", normal(c, 3, seed=10)), ("b3", bias)]
+    model = small_model(nodes, ("N", *inputs.shape[1:]), ["y"], [*kernels, *biases, *ends])
     return replace(model, outputs=(TensorSpec("y", ("N", 3), "float32"),))
 
 
@@ -64,11 +66,11 @@ def outputs_of(model, inputs):
         return adapted(adapted.at_first_cut(torch.from_numpy(inputs)), ()).numpy()
 
 
-def task_for(model):
+def task_for(model, inputs=INPUTS):
     """Random inputs; the targets are what the model itself says, so its own accuracy is 1."""
-    targets = outputs_of(model, INPUTS).argmax(axis=1)
+    targets = outputs_of(model, inputs).argmax(axis=1)
     parts = {"training": (0, 192), "selection": (192, 320), "test": (320, 352), "calibration": (352, 384)}
-    splits = {name: Split(name, INPUTS[a:b], targets[a:b]) for name, (a, b) in parts.items()}
+    splits = {name: Split(name, inputs[a:b], targets[a:b]) for name, (a, b) in parts.items()}
     return Task("example", METRICS["top-1"], LOSSES["cross-entropy"], batch=32, **splits)
 
 

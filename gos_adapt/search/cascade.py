@@ -9,6 +9,7 @@ Reference: METHOD 1.4.1.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -177,7 +178,8 @@ def _predicted(outcomes: Sequence[Outcome], context: Context, settings: Settings
 
 def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
     """Fit the ones of lowest predicted latency first, and leave most of the time for what follows."""
-    reserve_s = (1 - FIT_SHARE) * context.time_left()
+    left_s = context.time_left()
+    reserve_s = (1 - FIT_SHARE) * left_s if math.isfinite(left_s) else 0.0
     fitted = list(outcomes)
     for i in sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i])):
         fitted[i] = _fit(fitted[i], context, settings, reserve_s)

@@ -31,7 +31,7 @@ from gos_adapt.cost.measured import clearly_faster
 from gos_adapt.errors import Rejection
 from gos_adapt.finetune.adapted import AdaptedModel
 from gos_adapt.finetune.distil import fit_in_order
-from gos_adapt.finetune.fit import DEFAULT
+from gos_adapt.finetune.fit import DEFAULT, THOROUGH
 from gos_adapt.finetune.loss import SAMPLES, LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
@@ -58,6 +58,8 @@ SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.15, 0.15, 0.15
 GENERATIONS = 4
 KEPT = 5
 """Operators of each kind that enter the table."""
+THOROUGH_SAMPLES = 1024
+"""For the fit of what was chosen: on resnet20, narrowed, 90 instead of 87 % before any training, for ten seconds."""
 ANY_LOSS = 1e6
 """In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
 ROUNDS = 6
@@ -324,9 +326,11 @@ class Joint(Setting):
         adapted = AdaptedModel(self.model, [entry.site for entry in chosen])
         ordered = [replacements[site.name] for site in adapted.sites]
         if key not in self.folder.journal:
+            assert self.task is not None
+            samples, _ = self.task.training.part(slice(0, THOROUGH_SAMPLES)).arrays()
             with torch.no_grad():
-                start = adapted.at_first_cut(torch.from_numpy(self.samples))
-            fitted = fit_in_order(adapted, start, [r.operator for r in ordered], [r.weights for r in ordered])
+                start = adapted.at_first_cut(torch.from_numpy(samples))
+            fitted = fit_in_order(adapted, start, [r.operator for r in ordered], [r.weights for r in ordered], THOROUGH)
             self.folder.save_arrays(
                 file, {f"{i}.{k}": w for i, operator in enumerate(fitted) for k, w in enumerate(operator.weights())}
             )

@@ -4,17 +4,33 @@ import math
 
 import numpy as np
 import pytest
-from example_models import in_onnx_runtime
-from example_search import INPUTS, residual_model, task_for
+from example_models import in_onnx_runtime, normal
+from example_search import residual_model, task_for
 
 from device_targets import DEVICES
 from device_targets.session import Session
 from gos_adapt.model.splice import splice
 from gos_adapt.progress import Silent
 from gos_adapt.run_folder import RunFolder
+from gos_adapt.search.cascade import Settings
+from gos_adapt.strategies import joint
 from gos_adapt.strategies.joint import Joint
 from gos_adapt.strategies.setting import Request
 from gos_adapt.workbench import Workbench
+
+INPUTS = normal(384, 3, 24, 24, seed=6)  # large enough that a replacement saves more than the noise
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Little of everything: the tests are about what is done, not how well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joint, "PASSES", 4)
+        patch.setattr(joint, "GENERATIONS", 1)
+        patch.setattr(joint, "KEPT", 2)
+        patch.setattr(joint, "LADDER", (1.1, 1.5))
+        patch.setattr(joint, "THOROUGH", joint.DEFAULT)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -25,30 +41,32 @@ def workbench():
 
 @pytest.fixture(scope="module")
 def model():
-    return residual_model()
+    return residual_model(32, INPUTS)
 
 
-def run(model, workbench, path, seconds=60.0, **options):
+def run(model, workbench, path, *, epsilon=0.2, max_sites=None, **options):
+    """Without a budget: what is found then does not depend on how fast this machine is."""
     kept = []
-    request = Request(epsilon=options.pop("epsilon", 0.2), max_sites=options.pop("max_sites", None), seed=0, **options)
+    settings = Settings(population=8, offspring=8, measurements=8)
+    request = Request(epsilon=epsilon, max_sites=max_sites, seed=0, settings=settings, **options)
     with RunFolder.open(path, {"test": "joint"}, "resume") as folder:
-        joint = Joint(
+        strategy = Joint(
             model,
-            task_for(model),
+            task_for(model, INPUTS),
             request,
             workbench,
             folder,
             Silent(),
-            lambda: seconds - folder.elapsed_s,
+            lambda: math.inf,
             lambda adapted, replacements: kept.append(replacements),
         )
-        return joint.run(), kept, len(folder.journal)
+        return strategy.run(), kept, len(folder.journal)
 
 
 @pytest.fixture(scope="module")
 def faster(model, workbench, tmp_path_factory):
     path = tmp_path_factory.mktemp("joint") / "run"
-    return path, *run(model, workbench, path, seconds=30.0, speed_up=1.1, train_all=True)
+    return path, *run(model, workbench, path, speed_up=1.1, train_all=True)
 
 
 def test_what_is_replaced_together_makes_the_delivered_model(faster, model):
@@ -76,12 +94,13 @@ def test_with_all_layers_trained_every_layer_is_a_replacement_or_inside_one(fast
     covered = {
         name for site in adapted.sites if site.name in {r.site for r in adapted.replacements} for name in site.nodes
     }
-    assert all(covered.issuperset(site.nodes) for site in adapted.sites if site.weights)
+    layers = [site for site in adapted.sites if site.weights and site.kind != "branch"]
+    assert all(covered.issuperset(site.nodes) for site in layers)
 
 
 def test_the_same_run_again_repeats_nothing_and_ends_the_same(faster, model, workbench):
     path, adapted, _, records = faster
-    again, _, records_again = run(model, workbench, path, seconds=30.0, speed_up=1.1, train_all=True)
+    again, _, records_again = run(model, workbench, path, speed_up=1.1, train_all=True)
     assert records_again == records
     for one, other in zip(adapted.replacements, again.replacements, strict=True):
         assert one.site == other.site
@@ -90,16 +109,16 @@ def test_the_same_run_again_repeats_nothing_and_ends_the_same(faster, model, wor
 
 
 def test_without_a_latency_asked_for_the_accuracy_decides(model, workbench, tmp_path):
-    adapted, kept, _ = run(model, workbench, tmp_path / "run", seconds=40.0, epsilon=math.inf)
+    adapted, kept, _ = run(model, workbench, tmp_path / "run", epsilon=math.inf)
     assert {r.site for r in adapted.replacements}
     assert kept[-1] == adapted.replacements
-    strict, kept, _ = run(model, workbench, tmp_path / "strict", seconds=20.0, epsilon=0.0)
+    strict, kept, _ = run(model, workbench, tmp_path / "strict", epsilon=0.0)
     assert (strict.replacements, kept) == ((), [])
     assert strict.model is model
     assert strict.notes
 
 
 def test_no_more_sites_are_replaced_than_allowed(model, workbench, tmp_path):
-    adapted, _, _ = run(model, workbench, tmp_path / "run", seconds=20.0, speed_up=50.0, max_sites=1)
+    adapted, _, _ = run(model, workbench, tmp_path / "run", speed_up=50.0, max_sites=1)
     assert len(adapted.replacements) == 1
     assert "No set of replacements that was found reaches the latency" in adapted.notes[0]
