@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from gos_adapt.run_folder import RunFolder
     from gos_adapt.search.candidate import Candidate, Weights
 
-FIT_SHARE = 0.3
-"""Of the time left that the fits of one generation may take."""
 TRUST = 4
 """How fast a saving loses its worth with the error of the fit. On ResNet-20 one convolution's error of 0.1 costs a
 fraction of a point of accuracy, of 0.4 a whole point; in a branch several times as much."""
@@ -57,6 +55,7 @@ class Settings:
         epsilon: What may be lost: a feasible candidate's drop is below it.
         prediction_slack: How many times the original's latency a prediction must exceed to be believed.
         max_fit_error: Relative error of the fit from which on a candidate is not measured.
+        fit_share: Of the time left that the fits of one generation may take.
         measurements: Most candidates measured in a generation: those that promise most by prediction and fit.
         judgements: Most candidates judged in a generation.
         objectives: What is minimised: names of `search.objectives.OBJECTIVES` (thesis eq. 4.2: the first two).
@@ -71,6 +70,7 @@ class Settings:
     epsilon: float = 0.01
     prediction_slack: float = 1.5
     max_fit_error: float = 0.5
+    fit_share: float = 0.3
     measurements: int = 16
     judgements: int = 3
     objectives: tuple[str, ...] = ("latency change (s)", "parameters")
@@ -177,13 +177,22 @@ def _predicted(outcomes: Sequence[Outcome], context: Context, settings: Settings
 
 
 def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
-    """Fit the ones of lowest predicted latency first, and leave most of the time for what follows."""
+    """Fit within a share of the time, in an order of which every beginning covers all predicted latencies."""
     left_s = context.time_left()
-    reserve_s = (1 - FIT_SHARE) * left_s if math.isfinite(left_s) else 0.0
+    reserve_s = (1 - settings.fit_share) * left_s if math.isfinite(left_s) else 0.0
     fitted = list(outcomes)
-    for i in sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i])):
+    ranked = sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i]))
+    for position in _spread(len(ranked)):
+        i = ranked[position]
         fitted[i] = _fit(fitted[i], context, settings, reserve_s)
     return fitted
+
+
+def _spread(n: int) -> list[int]:
+    """The positions 0 to n - 1, each as far from those before it as can be: the van der Corput sequence in base 2."""
+    bits = max(1, (n - 1).bit_length())
+    reversed_bits = (int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits))
+    return [position for position in reversed_bits if position < n]
 
 
 def _predicted_s(outcome: Outcome) -> float:

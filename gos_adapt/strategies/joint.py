@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
-SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.15, 0.15, 0.15
-"""Of the time left at the start: for all searches, for the table, and for each trial where no latency is asked for."""
+SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.35, 0.2, 0.15
+"""Of the time left: at most for all searches, for the table, and for each trial where no latency is asked for."""
+FIT_SHARE = 0.5
 GENERATIONS = 4
 KEPT = 5
 """Operators of each kind that enter the table."""
@@ -139,11 +140,16 @@ class Joint(Setting):
         latency_s = {kind: profile.group_s(group) for kind, group in kinds.items()}
         bounds = {kind: amdahl_bound(profile.whole.median_s, latency_s[kind]) for kind in kinds}
         worth = sorted((kind for kind in kinds if bounds[kind] >= WORTH), key=lambda kind: -latency_s[kind])
-        total_s, budget_s = sum(latency_s[kind] for kind in worth), SEARCH_SHARE * self.time_left()
-        return [
-            self._search(tuple(kinds[kind]), profile, bounds[kind], number, budget_s * latency_s[kind] / total_s)
-            for number, kind in enumerate(worth)
-        ]
+        waiting_s, time_left = (
+            sum(latency_s[kind] for kind in worth),
+            self._clock(None, SEARCH_SHARE * self.time_left()),
+        )
+        steps = []
+        for number, kind in enumerate(worth):
+            seconds = time_left() * latency_s[kind] / waiting_s  # what one leaves over, the others have
+            steps.append(self._search(tuple(kinds[kind]), profile, bounds[kind], number, seconds))
+            waiting_s -= latency_s[kind]
+        return steps
 
     def _search(self, group: tuple[Site, ...], profile: Profile, bound: float, number: int, seconds: float) -> Step:
         replayed = self.folder.journal.get(f"step:{number}")
@@ -158,6 +164,7 @@ class Joint(Setting):
             generations=GENERATIONS,
             judgements=self.request.settings.measurements,
             max_fit_error=math.inf,
+            fit_share=FIT_SHARE,
         )
         done = 0
         with self.progress.stage(f"search {len(group)} x {group[0].kind}", settings.generations) as advance:
@@ -245,11 +252,12 @@ class Joint(Setting):
         if goal_saving_s <= 0:
             return [], ["The latency that was asked for is that of the original, or more."]
         reached: list[Entry] | None = None
+        chosen: list[Entry] = []
         wanted_s = goal_saving_s
         for _ in range(ROUNDS):
             found = cheapest_set(options, min(wanted_s, most_s), limit)
-            chosen = [] if isinstance(found, Rejection) else [table[i] for i in found]
-            if not chosen:
+            before, chosen = chosen, [] if isinstance(found, Rejection) else [table[i] for i in found]
+            if not chosen or chosen == before:
                 break
             saved_s = whole_s * (1 - self._ratio(chosen))
             added_s = sum(entry.option.saves_s for entry in chosen)
