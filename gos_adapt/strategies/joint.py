@@ -3,15 +3,18 @@
     profile the model                                                       (on the device)
     for each kind of site, the costliest first: search operators that are fast and cost little     (METHOD 1.3, 1.4)
     table: for each site and each operator found for its kind: latency saved, loss caused
-    the set that reaches the latency asked for at the least loss            (`programme`)
-    fit it in model order, each site behind the replacements before it      (METHOD 1.4.2)
-    recover: train it for all the time that is left                         (METHOD 1.4.4)
+    sets that reach the latency asked for at the least loss: from all operators, and from those of one rank of speed
+                                                                            (`programme`)
+    race: fit each set in model order, each site behind the replacements before it, train it a little, keep the better
+        half, until one is left                                             (METHOD 1.4.2)
+    recover: train that one for all the time that is left                   (METHOD 1.4.4)
 
 Where no latency is asked for, several are tried with a short recovery each, and the fastest that keeps the accuracy is
 trained on.
 
-The table's losses are those right after fitting, of one replacement alone. They rank sets of replacements and do not
-predict what is left after recovery, which is why the accuracy is always measured.
+The table's losses are those right after fitting, of one replacement alone. They rank the sites for one operator; they
+do not tell what training mends. On ResNet-56, 27 milder replacements had 80 % right after fitting and 89 % after 5,000
+steps, 14 branches replaced by their shortcuts 12 % and, after 700 steps, 94 %, at the same latency. Hence the race.
 
 Reference: the thesis replaces greedily, one group after the other (algorithm 4; `iterative`). Choosing jointly is ours.
 """
@@ -55,6 +58,8 @@ WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
 SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.35, 0.2, 0.15
 """Of the time left: at most for all searches, for the table, and for each trial where no latency is asked for."""
+RACE_SHARE = 0.25
+"""Of the time left, for each heat."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
 KEPT = 5
@@ -81,11 +86,13 @@ class Entry:
         step: The search that found it.
         outcome: Operator and measured latency.
         site: Where it would go.
+        rank: Of the operator among those kept for its kind: 0 is the fastest.
         weights: Where fitting starts.
         option: What it saves and costs there.
     """
 
     step: Step
+    rank: int
     outcome: Outcome
     site: Site
     weights: tuple[Array, ...]
@@ -107,8 +114,13 @@ class Joint(Setting):
         if goal_s is None:
             chosen, recovered, notes = self._fastest(table, profile)
         else:
-            chosen, notes = self._reach(table, profile, goal_s)
-            recovered = self._recovered(chosen, "goal", math.inf, PASSES) if chosen else None
+            sets, notes = self._sets(table, profile, goal_s)
+            chosen, recovered = self._race(sets) if sets else ([], None)
+            if recovered is not None and (lost := self.drop(recovered.score)) >= self.request.epsilon:
+                notes += (
+                    f"On the selection split {lost:.4f} was lost for the latency asked for, more than the "
+                    f"{self.request.epsilon:g} that is acceptable otherwise.",
+                )
         if recovered is not None:
             self.keep(recovered.model, recovered.replacements)
         self.folder.journal.mark()
@@ -123,7 +135,7 @@ class Joint(Setting):
             profile=profile,
             sites=sites,
             selection=Selection((), _reasons(sites, steps), 1.0),
-            notes=tuple(notes),
+            notes=notes,
         )
 
     # Search
@@ -140,10 +152,8 @@ class Joint(Setting):
         latency_s = {kind: profile.group_s(group) for kind, group in kinds.items()}
         bounds = {kind: amdahl_bound(profile.whole.median_s, latency_s[kind]) for kind in kinds}
         worth = sorted((kind for kind in kinds if bounds[kind] >= WORTH), key=lambda kind: -latency_s[kind])
-        waiting_s, time_left = (
-            sum(latency_s[kind] for kind in worth),
-            self._clock(None, SEARCH_SHARE * self.time_left()),
-        )
+        waiting_s = sum(latency_s[kind] for kind in worth)
+        time_left = self._clock(None, SEARCH_SHARE * self.time_left())
         steps = []
         for number, kind in enumerate(worth):
             seconds = time_left() * latency_s[kind] / waiting_s  # what one leaves over, the others have
@@ -189,12 +199,13 @@ class Joint(Setting):
         kept = {id(step): self._kept(step) for step in steps}
         finished = self.folder.journal.get("table")
         time_left = self._clock(finished, TABLE_SHARE * self.time_left())
-        rows = [(step, kept[id(step)][rank]) for rank in range(KEPT) for step in steps if rank < len(kept[id(step)])]
+        ranks = range(max((len(operators) for operators in kept.values()), default=0))
+        rows = [(step, rank) for rank in ranks for step in steps if rank < len(kept[id(step)])]
         entries = []
         with self.progress.stage("what every replacement costs", sum(len(step.sites) for step, _ in rows)) as advance:
-            for step, (outcome, ratio) in rows:
+            for step, rank in rows:
                 for k, site in enumerate(step.sites):
-                    entry = self._entry(step, outcome, ratio, k, profile.sites[site.name], time_left)
+                    entry = self._entry(step, rank, *kept[id(step)][rank], k, profile.sites[site.name], time_left)
                     if entry is not None:
                         entries.append(entry)
                     advance()
@@ -203,10 +214,16 @@ class Joint(Setting):
         return entries
 
     def _kept(self, step: Step) -> list[tuple[Outcome, float]]:
-        """Up to `KEPT` of a front with their latency relative to the original's, both tuned, spread over the front."""
+        """Up to `KEPT` of a front, spread over it, and the shortcut, which other operators of no latency may dominate.
+
+        Returns:
+            Each with its latency relative to the original's, both tuned, the fastest first.
+        """
         best = step.front.best
         if len(best) > KEPT:
             best = tuple(best[round(i * (len(best) - 1) / (KEPT - 1))] for i in range(KEPT))
+        shortcuts = (o for o in step.front.outcomes if o.feasible and o.candidate.lineage == ("seed shortcut",))
+        best = tuple({outcome.candidate.operator.key: outcome for outcome in (*shortcuts, *best)}.values())
         group = "+".join(site.name for site in step.sites)
         key = f"tuned:{graph_key(self.model)}:{group}:{'+'.join(outcome.candidate.operator.key for outcome in best)}"
         if key not in self.folder.journal:
@@ -222,7 +239,14 @@ class Joint(Setting):
         ]
 
     def _entry(
-        self, step: Step, outcome: Outcome, ratio: float, k: int, latency: Measurement, time_left: Callable[[], float]
+        self,
+        step: Step,
+        rank: int,
+        outcome: Outcome,
+        ratio: float,
+        k: int,
+        latency: Measurement,
+        time_left: Callable[[], float],
     ) -> Entry | None:
         site, candidate = step.sites[k], outcome.candidate
         key = f"loss:{graph_key(self.model)}:{site.name}:{candidate.operator.key}"
@@ -236,11 +260,11 @@ class Joint(Setting):
         self.progress.detail(
             f"{site.name}: {candidate.lineage[-1]} saves {1e6 * option.saves_s:.1f} µs, loss {loss:.3g}"
         )
-        return Entry(step, outcome, site, candidate.weights[k], option)
+        return Entry(step, rank, outcome, site, candidate.weights[k], option)
 
     # Choice
 
-    def _reach(self, table: Sequence[Entry], profile: Profile, goal_s: float) -> tuple[list[Entry], list[str]]:
+    def _reach(self, table: Sequence[Entry], profile: Profile, goal_s: float) -> tuple[list[Entry], tuple[str, ...]]:
         """The entries that reach a latency at the least loss, by measurement of the whole; and what to say of it.
 
         What a set saves differs from the sum of its savings, so the saving that the programme is asked for is corrected
@@ -250,7 +274,7 @@ class Joint(Setting):
         options = [entry.option for entry in table]
         most_s, goal_saving_s = largest_saving(options, limit), whole_s - goal_s
         if goal_saving_s <= 0:
-            return [], ["The latency that was asked for is that of the original, or more."]
+            return [], ("The latency that was asked for is that of the original, or more.",)
         reached: list[Entry] | None = None
         chosen: list[Entry] = []
         wanted_s = goal_saving_s
@@ -271,22 +295,64 @@ class Joint(Setting):
                 break
             wanted_s = added_s * goal_saving_s / max(saved_s, 0.1 * goal_saving_s)
         if reached is None:
-            return chosen, [f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s."]
-        return reached, []
+            return chosen, (f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s.",)
+        return reached, ()
 
-    def _fastest(self, table: Sequence[Entry], profile: Profile) -> tuple[list[Entry], Recovered | None, list[str]]:
+    def _sets(
+        self, table: Sequence[Entry], profile: Profile, goal_s: float
+    ) -> tuple[list[list[Entry]], tuple[str, ...]]:
+        """Different sets that reach a latency: from the whole table, and from the operators of one rank alone."""
+        best, notes = self._reach(table, profile, goal_s)
+        if notes or not best:
+            return [best] if best else [], notes
+        sets = [best]
+        for rank in sorted({entry.rank for entry in table}):
+            chosen, missed = self._reach([entry for entry in table if entry.rank == rank], profile, goal_s)
+            if not missed and chosen not in sets:
+                sets.append(chosen)
+        return sets, ()
+
+    def _race(self, sets: Sequence[list[Entry]]) -> tuple[list[Entry], Recovered]:
+        """Train all a little, leave out the worse half, and again; then train the one that is left to the end.
+
+        Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
+        hyperparameter optimization", AISTATS 2016.
+        """
+        runners = {number: self._fitted(chosen, f"set-{number}") for number, chosen in enumerate(sets)}
+        heat = 0
+        while len(runners) > 1:
+            seconds = RACE_SHARE * self.time_left() / len(runners)
+            results = {
+                number: self._recovered(replacements, f"heat-{heat}-{number}", seconds, PASSES / 8)
+                for number, replacements in runners.items()
+            }
+            for number, result in results.items():
+                self.progress.note(
+                    f"set {number} ({len(sets[number])} replacements): {self.drop(result.score):.4f} lost so far"
+                )
+            ranked = sorted(results, key=lambda number: self.drop(results[number].score))
+            runners = {number: results[number].replacements for number in ranked[: len(ranked) // 2]}
+            heat += 1
+        ((number, replacements),) = runners.items()
+        return sets[number], self._recovered(replacements, "goal", math.inf, PASSES)
+
+    def _fastest(
+        self, table: Sequence[Entry], profile: Profile
+    ) -> tuple[list[Entry], Recovered | None, tuple[str, ...]]:
         """The fastest step of the ladder that keeps the accuracy after a short recovery, then trained on."""
-        most_s, whole_s = (
-            largest_saving([entry.option for entry in table], self.request.max_sites),
-            profile.whole.median_s,
-        )
+        whole_s = profile.whole.median_s
+        most_s = largest_saving([entry.option for entry in table], self.request.max_sites)
         ladder = [speed_up for speed_up in LADDER if whole_s * (1 - 1 / speed_up) <= most_s]
         best: tuple[list[Entry], Recovered] | None = None
         seconds, low, high = TRIAL_SHARE * self.time_left(), 0, len(ladder)
         while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
             middle = (low + high) // 2
-            chosen, _ = self._reach(table, profile, whole_s / ladder[middle])
-            trial = self._recovered(chosen, f"trial-{ladder[middle]}", seconds, PASSES / 4)
+            chosen, missed = self._reach(table, profile, whole_s / ladder[middle])
+            if missed:
+                high = middle
+                continue
+            name = f"trial-{ladder[middle]}"
+            trial = self._recovered(self._fitted(chosen, name), name, seconds, PASSES / 4)
             lost = self.drop(trial.score)
             self.progress.note(f"{ladder[middle]}x: {lost:.4f} lost after a short recovery")
             if lost < self.request.epsilon:
@@ -295,12 +361,9 @@ class Joint(Setting):
             else:
                 high = middle
         if best is None:
-            return [], None, ["No set of replacements kept the accuracy after a short recovery."]
+            return [], None, ("No set of replacements kept the accuracy after a short recovery.",)
         chosen, trial = best
-        recovered = self.recover(
-            trial.replacements, "fastest", steps=self.passes(PASSES), train_all=self.request.train_all
-        )
-        return chosen, recovered, []
+        return chosen, self._recovered(trial.replacements, "fastest", math.inf, PASSES), ()
 
     def _clock(self, finished: int | None, seconds: float) -> Callable[[], float]:
         """Seconds left of a stage: none if an earlier process finished it, so that it is repeated as it was."""
@@ -317,17 +380,16 @@ class Joint(Setting):
             with self.progress.stage("time the whole"):
                 self.folder.journal.put(key, [m.to_json() for m in self.workbench.measure_models([self.model, model])])
         original, adapted = (Measurement.from_json(form) for form in self.folder.journal.get(key))
-        return adapted.median_s / original.median_s
+        return adapted.best_s / original.best_s  # a neighbour on the machine moves medians by a tenth
 
     # Recovery
 
-    def _recovered(self, chosen: Sequence[Entry], name: str, seconds: float, passes: float) -> Recovered:
-        """Fit the chosen in model order, then train."""
-        with self.progress.stage("fit in model order"):
-            fitted = self._fit(chosen, name)
-        return self.recover(fitted, name, seconds=seconds, steps=self.passes(passes), train_all=self.request.train_all)
+    def _recovered(self, replacements: tuple[Replacement, ...], name: str, seconds: float, passes: float) -> Recovered:
+        steps, train_all = self.passes(passes), self.request.train_all
+        return self.recover(replacements, name, seconds=seconds, steps=steps, train_all=train_all)
 
-    def _fit(self, chosen: Sequence[Entry], name: str) -> tuple[Replacement, ...]:
+    def _fitted(self, chosen: Sequence[Entry], name: str) -> tuple[Replacement, ...]:
+        """Fit the chosen in model order."""
         file = f"fitted-{name}.safetensors"
         key = f"fitted:{name}:{graph_key(splice(self.model, _replacements(chosen)))}"
         replacements = {replacement.site: replacement for replacement in _replacements(chosen)}
@@ -338,7 +400,9 @@ class Joint(Setting):
             samples, _ = self.task.training.part(slice(0, THOROUGH_SAMPLES)).arrays()
             with torch.no_grad():
                 start = adapted.at_first_cut(torch.from_numpy(samples))
-            fitted = fit_in_order(adapted, start, [r.operator for r in ordered], [r.weights for r in ordered], THOROUGH)
+            operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]
+            with self.progress.stage("fit in model order"):
+                fitted = fit_in_order(adapted, start, operators, initial, THOROUGH)
             self.folder.save_arrays(
                 file, {f"{i}.{k}": w for i, operator in enumerate(fitted) for k, w in enumerate(operator.weights())}
             )

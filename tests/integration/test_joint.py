@@ -25,7 +25,7 @@ INPUTS = normal(384, 3, 24, 24, seed=6)  # large enough that a replacement saves
 def quick():
     """Little of everything: the tests are about what is done, not how well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joint, "PASSES", 4)
+        patch.setattr(joint, "PASSES", 8)
         patch.setattr(joint, "GENERATIONS", 1)
         patch.setattr(joint, "KEPT", 2)
         patch.setattr(joint, "LADDER", (1.1, 1.5))
