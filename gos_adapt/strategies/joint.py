@@ -56,10 +56,10 @@ if TYPE_CHECKING:
 
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
-SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.35, 0.2, 0.15
+SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.25, 0.2, 0.15
 """Of the time left: at most for all searches, for the table, and for each trial where no latency is asked for."""
-RACE_SHARE = 0.25
-"""Of the time left, for each heat."""
+RACE_SHARE, HEAT_S = 0.25, 30.0
+"""Of the time left, for each heat; and what one set must have of it to show anything: fewer sets run otherwise."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
 KEPT = 5
@@ -318,7 +318,10 @@ class Joint(Setting):
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
-        runners = {number: self._fitted(chosen, f"set-{number}") for number, chosen in enumerate(sets)}
+        if "runners" not in self.folder.journal:
+            self.folder.journal.put("runners", int(min(len(sets), max(1, RACE_SHARE * self.time_left() / HEAT_S))))
+        running = range(self.folder.journal.get("runners"))
+        runners = {number: self._fitted(sets[number], f"set-{number}") for number in running}
         heat = 0
         while len(runners) > 1:
             seconds = RACE_SHARE * self.time_left() / len(runners)
