@@ -83,6 +83,7 @@ def commands() -> None:
     Examples:
       adapt model.onnx --target host --task task.toml
       adapt model.onnx --target host --task task.toml --budget 15m --epsilon 0.005
+      adapt model.onnx --target host --task task.toml --budget 1h --speedup 2 --train-all
       adapt profile model.onnx --target host
       adapt ./profile --target host          (a model that is called like a command)
 
