@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
 from pymoo.indicators.hv import HV
 
 from device_targets import DEVICES
@@ -40,11 +39,10 @@ from device_targets.session import Session
 from gos_adapt.bench import with_threads
 from gos_adapt.environment import read_environment
 from gos_adapt.errors import AdaptError, ConfigError
-from gos_adapt.finetune.adapted import BATCH, AdaptedModel
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.fit import relative_error
 from gos_adapt.finetune.fit import run as computed
-from gos_adapt.finetune.loss import SAMPLES, LossJudge
+from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.load import load_model
 from gos_adapt.operators.graph import THESIS, Limits
 from gos_adapt.operators.torch_form import TorchOperator
@@ -57,7 +55,7 @@ from gos_adapt.search.objectives.latency import latency_change_s
 from gos_adapt.search.objectives.loss import loss
 from gos_adapt.search.random_search import random_search
 from gos_adapt.search.search import Front, search
-from gos_adapt.strategies.joint import ANY_LOSS, Joint
+from gos_adapt.strategies.joint import ANY_LOSS, Joint, search_settings
 from gos_adapt.strategies.setting import QUICK, QUICK_SAMPLES, SEARCH, Request
 from gos_adapt.task import load_task
 from gos_adapt.workbench import Workbench
@@ -144,14 +142,7 @@ class Run:
 
 def _search_settings() -> Settings:
     """As the global strategy searches, but until the time is over."""
-    return replace(
-        SEARCH,
-        objectives=("latency change (s)", "loss"),
-        epsilon=ANY_LOSS,
-        generations=ENDLESS,
-        judgements=SEARCH.measurements,
-        max_fit_error=math.inf,
-    )
+    return search_settings(SEARCH, ENDLESS)
 
 
 def _judge_all(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
@@ -222,11 +213,7 @@ class Unfitted:
     """Judges a candidate by the weights it came with, as `fit` and `LossJudge` do by fitted ones."""
 
     def __init__(self, model: Model, site: Site, lessons: Lessons, material: Activations) -> None:
-        self._adapted, self._lessons, self._material = AdaptedModel(model, [site]), lessons, material
-        inputs, _ = lessons.samples.part(slice(0, min(SAMPLES, lessons.samples.n))).arrays()
-        with torch.no_grad():
-            self._start = self._adapted.at_first_cut(torch.from_numpy(inputs))
-        self._teacher, self._n = lessons.teacher[: len(inputs)], len(inputs)
+        self._judge, self._material = LossJudge(model, site, lessons, QUICK), material
         self._wanted = computed(TorchOperator(site.operator, site.weights), material.teacher_inputs)
 
     def error(self, operator: OperatorGraph, weights: Weights) -> float:
@@ -235,12 +222,7 @@ class Unfitted:
 
     def judge(self, operator: OperatorGraph, weights: tuple[Weights, ...]) -> Judgement:
         """Distillation loss of the model that holds the operator at the first site."""
-        own, task = TorchOperator(operator, weights[0]), self._lessons.task
-        with torch.no_grad():
-            batches = [{name: t[at : at + BATCH] for name, t in self._start.items()} for at in range(0, self._n, BATCH)]
-            outputs = torch.cat([self._adapted(batch, [own]) for batch in batches])
-            value = float(task.loss.distillation(outputs, self._teacher, task.temperature))
-        return Judgement(None, max(0.0, value) if math.isfinite(value) else ANY_LOSS, weights)
+        return Judgement(None, min(ANY_LOSS, self._judge.loss(TorchOperator(operator, weights[0]))), weights)
 
 
 # What came of it
@@ -383,16 +365,6 @@ class Bench:
         self.profile: Profile = self.setting.profile(self.model, self.setting.eligible(self.model), "original")
         self.lessons = self.setting.lessons
 
-    def kinds(self) -> list[tuple[Site, ...]]:
-        """Sites that are searched together, the costliest first; not the layers of a branch."""
-        sites = self.setting.eligible(self.model)
-        inside = {name for site in sites if site.kind == "branch" for name in site.nodes}
-        alike: defaultdict[str, list[Site]] = defaultdict(list)
-        for site in sites:
-            if site.kind == "branch" or inside.isdisjoint(site.nodes):
-                alike[site.likeness].append(site)
-        return sorted(map(tuple, alike.values()), key=lambda group: -self.profile.group_s(group))
-
     @contextmanager
     def context(self, group: tuple[Site, ...], variant: Variant, time_left: Callable[[], float]) -> Iterator[Context]:
         """What a search for `group` needs, with nothing left of an earlier search."""
@@ -438,7 +410,7 @@ def _search_all(options: argparse.Namespace) -> list[Run]:
     ):
         bench = Bench(options, session, workbench, folder)
         runs = []
-        for group in _chosen(bench.kinds(), options.kind):
+        for group in _chosen(bench.setting.kinds(bench.profile), options.kind):
             for seed in range(options.seeds):
                 for variant in variants(options.command, _search_settings()):
                     found = search_with(variant, partial(bench.context, group), seed, options.seconds)

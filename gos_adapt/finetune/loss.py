@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gos_adapt.finetune.fit import FitSettings
     from gos_adapt.model.model import Array, Model, Site
     from gos_adapt.operators.graph import OperatorGraph
+    from gos_adapt.operators.torch_form import TorchOperator
 
 SAMPLES = 256
 
@@ -45,9 +46,13 @@ class LossJudge:
         """Fit to the site from the first of `weights`, and score; those of other sites are handed back as given."""
         start = self._taught[slice(None)]
         (fitted,) = fit_in_order(self._adapted, start, [operator], [weights[0]], self._fitting)
+        return Judgement(None, self.loss(fitted), (fitted.weights(), *weights[1:]))
+
+    def loss(self, operator: TorchOperator) -> float:
+        """Return the loss of the model with `operator` at the site as it is; one not finite is the largest float32."""
         with torch.no_grad(), mixed_precision():
             outputs = [
-                self._adapted(self._taught[slice(at, at + BATCH)], [fitted]) for at in range(0, self._taught.n, BATCH)
+                self._adapted(self._taught[slice(at, at + BATCH)], [operator]) for at in range(0, self._taught.n, BATCH)
             ]
         task = self._lessons.task
         loss = float(
@@ -55,5 +60,4 @@ class LossJudge:
                 torch.cat(outputs).float(), self._lessons.teacher[: self._taught.n], task.temperature
             )
         )
-        drop = loss if np.isfinite(loss) else float(np.finfo(np.float32).max)
-        return Judgement(None, max(0.0, drop), (fitted.weights(), *weights[1:]))
+        return max(0.0, loss) if np.isfinite(loss) else float(np.finfo(np.float32).max)

@@ -27,7 +27,7 @@ from gos_adapt.model.sites import find_sites, overlaps
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Memory, Selection, SiteCost, amdahl_bound, select
 from gos_adapt.search.objectives.latency import latency_change_s
-from gos_adapt.search.search import choose, search
+from gos_adapt.search.search import choose
 from gos_adapt.strategies.setting import Adapted, Setting, Step
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from gos_adapt.model.model import Model, Site
     from gos_adapt.profiling.profile import Profile
-    from gos_adapt.search.search import Front
 
 MAX_SITES = 10
 """METHOD 1.1."""
@@ -68,7 +67,7 @@ class Iterative(Setting):
         while True:
             sites = self.eligible(current)
             selection = self._select(current, sites, profile, selected, replacements)
-            replayed = self.folder.journal.get(f"step:{len(steps)}")  # generations that step took, if it was finished
+            replayed = self.replayed(len(steps))
             if not selection.group:
                 break
             if stop := self._stop(profile, selection, replacements, goal_s, replayed):
@@ -165,19 +164,8 @@ class Iterative(Setting):
 
         settings = replace(self.request.settings, epsilon=self.request.epsilon if self.task else TOLERANCE)
         context = self.context(current, group, profile, partial(self._judge, current, group, time_left), time_left)
-        with self.progress.stage(f"search {number + 1} ({group[0].kind})", settings.generations) as advance:
-            done = 0
-
-            def generation(_number: int, _front: Front) -> None:
-                nonlocal done
-                done += 1
-                advance()
-
-            front = search(context, settings, self.request.seed + number, generation, replay=replayed)
-        if replayed is None:
-            self.folder.journal.put(f"step:{number}", done)
+        front = self.searched(context, settings, number, f"search {number + 1} ({group[0].kind})")
         chosen = choose(front)
-        self.progress.detail(front.described)
         if chosen is None:
             self.progress.note("nothing both good enough and faster was found here")
         else:

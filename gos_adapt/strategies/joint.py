@@ -41,7 +41,6 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Selection, amdahl_bound
 from gos_adapt.quantities import Measurement
-from gos_adapt.search.search import search
 from gos_adapt.strategies.programme import Option, cheapest_set, largest_saving
 from gos_adapt.strategies.setting import QUICK, Adapted, Setting, Step, graph_key
 
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from gos_adapt.model.model import Array, Site
     from gos_adapt.profiling.profile import Profile
     from gos_adapt.search.candidate import Outcome
-    from gos_adapt.search.search import Front
+    from gos_adapt.search.cascade import Settings
 
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
@@ -142,52 +141,37 @@ class Joint(Setting):
 
     def _search_all(self, profile: Profile) -> list[Step]:
         """Search every kind of site that is worth it, with time in proportion to its latency."""
-        kinds: defaultdict[str, list[Site]] = defaultdict(list)
+        kinds = [(group, profile.group_s(group)) for group in self.kinds(profile)]
+        bounds = [amdahl_bound(profile.whole.median_s, latency_s) for _, latency_s in kinds]
+        worth = [(*kind, bound) for kind, bound in zip(kinds, bounds, strict=True) if bound >= WORTH]
+        waiting_s = sum(latency_s for _, latency_s, _ in worth)
+        time_left = self._clock(None, SEARCH_SHARE * self.time_left())
+        steps = []
+        for number, (group, latency_s, bound) in enumerate(worth):
+            seconds = time_left() * latency_s / waiting_s  # what one leaves over, the others have
+            steps.append(self._search(group, profile, bound, number, seconds))
+            waiting_s -= latency_s
+        return steps
+
+    def kinds(self, profile: Profile) -> list[tuple[Site, ...]]:
+        """Sites that are searched together, the costliest kind first."""
         eligible = self.eligible(self.model)
         inside = {name for site in eligible if site.kind == "branch" for name in site.nodes}
+        alike: defaultdict[str, list[Site]] = defaultdict(list)
         for site in eligible:
             # A layer inside a branch is part of the branch's operator, and changed with it.
             if profile.sites[site.name].ok and (site.kind == "branch" or inside.isdisjoint(site.nodes)):
-                kinds[site.likeness].append(site)
-        latency_s = {kind: profile.group_s(group) for kind, group in kinds.items()}
-        bounds = {kind: amdahl_bound(profile.whole.median_s, latency_s[kind]) for kind in kinds}
-        worth = sorted((kind for kind in kinds if bounds[kind] >= WORTH), key=lambda kind: -latency_s[kind])
-        waiting_s = sum(latency_s[kind] for kind in worth)
-        time_left = self._clock(None, SEARCH_SHARE * self.time_left())
-        steps = []
-        for number, kind in enumerate(worth):
-            seconds = time_left() * latency_s[kind] / waiting_s  # what one leaves over, the others have
-            steps.append(self._search(tuple(kinds[kind]), profile, bounds[kind], number, seconds))
-            waiting_s -= latency_s[kind]
-        return steps
+                alike[site.likeness].append(site)
+        return sorted(map(tuple, alike.values()), key=lambda group: -profile.group_s(group))
 
     def _search(self, group: tuple[Site, ...], profile: Profile, bound: float, number: int, seconds: float) -> Step:
-        replayed = self.folder.journal.get(f"step:{number}")
-        time_left = self._clock(replayed, seconds)
+        time_left = self._clock(self.replayed(number), seconds)
         context = self.context(
             self.model, group, profile, partial(LossJudge, self.model, group[0], self.lessons, QUICK), time_left
         )
-        settings = replace(
-            self.request.settings,
-            objectives=("latency change (s)", "loss"),
-            epsilon=ANY_LOSS,
-            generations=GENERATIONS,
-            judgements=self.request.settings.measurements,
-            max_fit_error=math.inf,
-            fit_share=FIT_SHARE,
-        )
-        done = 0
-        with self.progress.stage(f"search {len(group)} x {group[0].kind}", settings.generations) as advance:
-
-            def generation(_number: int, _front: Front) -> None:
-                nonlocal done
-                done += 1
-                advance()
-
-            front = search(context, settings, self.request.seed + number, generation, replay=replayed)
-        if replayed is None:
-            self.folder.journal.put(f"step:{number}", done)
-        self.progress.detail(f"{front.described}; {len(front.best)} on the front")
+        settings = search_settings(self.request.settings, GENERATIONS)
+        front = self.searched(context, settings, number, f"search {len(group)} x {group[0].kind}")
+        self.progress.detail(f"{len(front.best)} on the front")
         names = tuple(site.name for site in group)
         reason = f"selected: {len(group)} alike, together at most {bound:.2f}x"
         return Step(group, Selection(names, dict.fromkeys(names, reason), bound), front, {})
@@ -406,14 +390,22 @@ class Joint(Setting):
             operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]
             with self.progress.stage("fit in model order"):
                 fitted = fit_in_order(adapted, start, operators, initial, THOROUGH)
-            self.folder.save_arrays(
-                file, {f"{i}.{k}": w for i, operator in enumerate(fitted) for k, w in enumerate(operator.weights())}
-            )
+            self.save_weights(file, [operator.weights() for operator in fitted])
             self.folder.journal.put(key, True)
-        arrays = self.folder.require_arrays(file)
-        return tuple(
-            replace(r, weights=tuple(arrays[f"{i}.{k}"] for k in range(len(r.weights)))) for i, r in enumerate(ordered)
-        )
+        return self.with_weights(file, ordered)
+
+
+def search_settings(settings: Settings, generations: int) -> Settings:
+    """Return the numbers with which one kind of site is searched: only the trade-off of latency and loss counts."""
+    return replace(
+        settings,
+        objectives=("latency change (s)", "loss"),
+        epsilon=ANY_LOSS,
+        generations=generations,
+        judgements=settings.measurements,
+        max_fit_error=math.inf,
+        fit_share=FIT_SHARE,
+    )
 
 
 def _loss(chosen: Sequence[Entry]) -> float:

@@ -24,6 +24,7 @@ from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.profiling.profile import Profile
 from gos_adapt.search.cascade import Context, Settings
+from gos_adapt.search.search import search
 from gos_adapt.task import Score
 
 if TYPE_CHECKING:
@@ -204,6 +205,34 @@ class Setting:
             time_left=time_left,
         )
 
+    def replayed(self, number: int) -> int | None:
+        """Generations that search `number` of this run took, if an earlier process finished it."""
+        generations: int | None = self.folder.journal.get(f"step:{number}")
+        return generations
+
+    def searched(self, context: Context, settings: Settings, number: int, name: str) -> Front:
+        """Search, and note that search `number` is finished; or repeat it as it was.
+
+        Args:
+            context: Its sites and what evaluates candidates.
+            settings: Of the search.
+            number: Of the search in this run; its seed follows.
+            name: Of the stage.
+        """
+        replayed, done = self.replayed(number), 0
+        with self.progress.stage(name, settings.generations) as advance:
+
+            def generation(_number: int, _front: Front) -> None:
+                nonlocal done
+                done += 1
+                advance()
+
+            front = search(context, settings, self.request.seed + number, generation, replay=replayed)
+        if replayed is None:
+            self.folder.journal.put(f"step:{number}", done)
+        self.progress.detail(front.described)
+        return front
+
     @cached_property
     def samples(self) -> Array:
         """Material for fitting: training samples, or random inputs when there is no task."""
@@ -258,19 +287,26 @@ class Setting:
                     keep=keep,
                     progress=_percent(advance),
                 )
-            arrays = {f"{i}.{k}": w for i, r in enumerate(recovered.replacements) for k, w in enumerate(r.weights)}
-            self.folder.save_arrays(file, arrays)
+            self.save_weights(file, [replacement.weights for replacement in recovered.replacements])
             n = recovered.score.n
             self.folder.journal.put(key, [recovered.before.value, recovered.score.value, n, recovered.steps])
             self.folder.remove(unfinished)
         before, after, n, taken = self.folder.journal.get(key)
+        trained = self.with_weights(file, replacements)
+        old, new = (Score(self.task.metric, value, n, self.task.selection.name) for value in (before, after))
+        return Recovered(splice(self.model, trained), trained, old, new, taken)
+
+    def save_weights(self, file: str, weights: Sequence[Sequence[Array]]) -> None:
+        """Write the weights of several operators into one file of the run."""
+        self.folder.save_arrays(file, {f"{i}.{k}": w for i, own in enumerate(weights) for k, w in enumerate(own)})
+
+    def with_weights(self, file: str, replacements: Sequence[Replacement]) -> tuple[Replacement, ...]:
+        """Return the replacements with the weights that `save_weights` wrote for them, in the same order."""
         arrays = self.folder.require_arrays(file)
-        trained = tuple(
+        return tuple(
             replace(r, weights=tuple(arrays[f"{i}.{k}"] for k in range(len(r.weights))))
             for i, r in enumerate(replacements)
         )
-        old, new = (Score(self.task.metric, value, n, self.task.selection.name) for value in (before, after))
-        return Recovered(splice(self.model, trained), trained, old, new, taken)
 
     def passes(self, count: float) -> float:
         """Steps that `count` passes over the training split take."""
