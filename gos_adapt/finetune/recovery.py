@@ -102,7 +102,7 @@ def recover(
     settings: Recovery,
     done: Callable[[int], float],
     *,
-    seed: int,
+    batches: TeacherBatches,
     resume: State | None = None,
     keep: Callable[[State], None] = lambda _state: None,
     progress: Callable[[float], None] = lambda _share: None,
@@ -115,7 +115,7 @@ def recover(
         task: Its training split is learnt from.
         settings: Of the training.
         done: From the number of steps to the share of the training that is done; it ends at 1.
-        seed: Of the order of samples and their augmentation: the same for the same number of steps.
+        batches: Of `task`, with the outputs of `model`.
         resume: What an earlier process gave to `keep`.
         keep: Takes the state now and then.
         progress: Called with the share that is done.
@@ -124,11 +124,10 @@ def recover(
     before = score(before_model, task.selection, task.metric)
     student = _Student(model, replacements, task, settings)
     steps = student.restore(resume) if resume else 0
-    lessons = _Lessons(model, task, seed)
     kept = time.monotonic()
     while student.parameters and (share := done(steps)) < 1:
         progress(share)
-        student.learn(*lessons(steps), settings.learning_rate_at(share))
+        student.learn(*batches[steps], settings.learning_rate_at(share))
         steps += 1
         if time.monotonic() - kept > settings.keep_every_s:
             keep(student.state(steps))
@@ -213,8 +212,16 @@ class _Student:
         return int(state[STEPS])
 
 
-class _Lessons:
-    """The batch of every step: inputs, targets, and the original model's outputs."""
+class TeacherBatches:
+    """The batch of every step: inputs, targets, and the original model's outputs.
+
+    Several trainings of one model may share them: what the teacher answered for one, it need not answer again.
+
+    Args:
+        model: The teacher.
+        task: Its training split is learnt from.
+        seed: Of the order of samples and their augmentation.
+    """
 
     def __init__(self, model: Model, task: Task, seed: int) -> None:
         self._task, self._seed = task, seed
@@ -225,8 +232,8 @@ class _Lessons:
         self._size = min(task.batch, task.training.n)
         self._steps = task.training.n // self._size  # of one pass
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch of a step: all samples come once before any comes again."""
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch of a step: all samples come once before any comes again."""
         step %= VARIANTS * self._steps
         order = np.random.default_rng((self._seed, step // self._steps)).permutation(self._task.training.n)
         which = order[step % self._steps * self._size :][: self._size]

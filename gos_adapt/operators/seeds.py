@@ -9,7 +9,7 @@ Reference: METHOD 1.2 (populations start from seeds, never from noise), 1.4 (fit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,19 @@ class Seed:
         name: For lineages and reports, for example ``"low_rank_out 8 at v2"``.
         graph: Canonical; same inputs and output shape as the operator it may replace.
         initial: ``initial(weights, rng)``: its weights from those of the replaced operator.
+        whole: Whether it is one idea for the operator as a whole, which fits other kinds of sites too; not a change of
+            one node.
     """
 
     name: str
     graph: OperatorGraph
     initial: Initial
+    whole: bool = False
+
+    @property
+    def family(self) -> str | None:
+        """What whole seeds of the same idea have in common, whatever the operator; `None` for others."""
+        return self.name.partition(" at ")[0] if self.whole else None
 
 
 def seeds(operator: OperatorGraph) -> tuple[Seed, ...]:
@@ -123,9 +131,8 @@ def _narrow_seeds(operator: OperatorGraph) -> Iterator[Seed]:
             channels = neck.channels * eighths // 8
             graph = typed(neck.narrowed(channels)) if channels else None
             if isinstance(graph, OperatorGraph):
-                yield _canonical_seed(
-                    f"narrowed to {channels} at v{neck.layer}", graph, partial(_narrowed, neck, channels)
-                )
+                name = f"narrowed to {eighths}/8 at v{neck.layer}"
+                yield replace(_canonical_seed(name, graph, partial(_narrowed, neck, channels)), whole=True)
 
 
 def _narrowed(neck: Neck, channels: int, weights: Sequence[Array], _rng: np.random.Generator) -> Arrays:
@@ -150,6 +157,12 @@ def _branch_seeds(operator: OperatorGraph) -> Iterator[Seed]:
     if len(size) != 2 or len(smaller) != 2 or any(n % m for n, m in zip(size, smaller, strict=True)):
         return
     stride = (size[0] // smaller[0], size[1] // smaller[1])
+    for seed in _small_branches(operator, layers, stride):
+        yield replace(seed, whole=True)
+
+
+def _small_branches(operator: OperatorGraph, layers: Sequence[Node], stride: Shape) -> Iterator[Seed]:
+    x, y = operator.types[operator.inputs[0]].shape, operator.output_shape
     yield from _written("shortcut", x, _on_map(lambda b, v: _shortcut(b, v, stride, y[0] - x[0])))
     tail = _final_activation(operator)
     for name, layer in (("first", layers[0]), ("last", layers[-1])):

@@ -32,11 +32,13 @@ class Candidate:
         operator: Canonical; its key is the candidate's identity.
         weights: One tuple a site: where fitting starts.
         lineage: How it came to be, oldest first.
+        family: Of the seed that it is (`Seed.family`); `None` for one that was bred.
     """
 
     operator: OperatorGraph
     weights: tuple[Weights, ...]
     lineage: tuple[str, ...]
+    family: str | None = None
 
     def child(self, operator: OperatorGraph, origin: str, *others: Candidate) -> Candidate:
         """Return a candidate for `operator` that inherits from this one, then from `others`, where shapes agree."""

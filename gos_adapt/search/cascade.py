@@ -60,6 +60,8 @@ class Settings:
         judgements: Most candidates judged in a generation.
         objectives: What is minimised: names of `search.objectives.OBJECTIVES` (thesis eq. 4.2: the first two).
         limits: How large an operator may be that is bred (METHOD 1.2).
+        families_first: Whether seeds of a family are fitted, measured and judged before all others, and judged even if
+            others dominate them.
     """
 
     generations: int = 50
@@ -75,10 +77,15 @@ class Settings:
     judgements: int = 3
     objectives: tuple[str, ...] = ("latency change (s)", "parameters")
     limits: Limits = THESIS
+    families_first: bool = False
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.objectives) - OBJECTIVES.keys()):
             raise ValueError(f"unknown objectives {unknown}; known: {', '.join(OBJECTIVES)}")
+
+    def first(self, outcome: Outcome) -> bool:
+        """Whether a candidate comes before others."""
+        return self.families_first and outcome.candidate.family is not None
 
 
 @dataclass(frozen=True)
@@ -182,8 +189,8 @@ def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -
     reserve_s = (1 - settings.fit_share) * left_s if math.isfinite(left_s) else 0.0
     fitted = list(outcomes)
     ranked = sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i]))
-    for position in _spread(len(ranked)):
-        i = ranked[position]
+    spread = [ranked[position] for position in _spread(len(ranked))]
+    for i in sorted(spread, key=lambda i: not settings.first(fitted[i])):
         fitted[i] = _fit(fitted[i], context, settings, reserve_s)
     return fitted
 
@@ -219,7 +226,7 @@ def _finite(value: float) -> float | None:
 
 
 def _measured(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
-    ranked = sorted(outcomes, key=_expected_s)
+    ranked = sorted(outcomes, key=lambda outcome: (not settings.first(outcome), _expected_s(outcome)))
     late = {id(outcome) for outcome in ranked[settings.measurements :]}
     chosen = iter(timed([outcome for outcome in outcomes if id(outcome) not in late], context))
     return [
@@ -300,8 +307,11 @@ def judge(
     outcomes = list(waiting)
     current = list(front)
     judged = 0
-    for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
-        if any(dominates(other, outcomes[i], settings.objectives) for other in current):
+    for i in sorted(
+        range(len(outcomes)), key=lambda i: (settings.first(outcomes[i]), *_promise(outcomes[i])), reverse=True
+    ):
+        dominated = any(dominates(other, outcomes[i], settings.objectives) for other in current)
+        if dominated and not settings.first(outcomes[i]):
             continue  # before anything that depends on the time: a repeated search must pass over the same ones
         known = _judgement_key(outcomes[i], context) in context.folder.journal
         if judged == settings.judgements or (not known and context.time_left() <= 0):

@@ -120,7 +120,7 @@ def seed_candidates(sites: Sequence[Site], limits: Limits = THESIS) -> list[Cand
         if fits and not _multiplies_weights(seed.graph):
             rng = np.random.default_rng(int(seed.graph.key, 16))
             weights = tuple(seed.initial(site.weights, rng) for site in sites)
-            candidates.append(Candidate(seed.graph, weights, (f"seed {seed.name}",)))
+            candidates.append(Candidate(seed.graph, weights, (f"seed {seed.name}",), seed.family))
     return candidates
 
 

@@ -18,7 +18,7 @@ from gos_adapt.cost.analytical import Roofline
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import Lessons, prepare_lessons, score
 from gos_adapt.finetune.fit import FitSettings, fit
-from gos_adapt.finetune.recovery import STEPS, Recovered, Recovery, recover, with_retrained_layers
+from gos_adapt.finetune.recovery import STEPS, Recovered, Recovery, TeacherBatches, recover, with_retrained_layers
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
@@ -282,7 +282,7 @@ class Setting:
                     self.task,
                     Recovery(),
                     clock.share,
-                    seed=self.request.seed,
+                    batches=self._batches,
                     resume=state,
                     keep=keep,
                     progress=_percent(advance),
@@ -295,6 +295,18 @@ class Setting:
         trained = self.with_weights(file, replacements)
         old, new = (Score(self.task.metric, value, n, self.task.selection.name) for value in (before, after))
         return Recovered(splice(self.model, trained), trained, old, new, taken)
+
+    def clock(self, finished: int | None, seconds: float) -> Callable[[], float]:
+        """Seconds left of a stage: none if an earlier process finished it, so that it is repeated as it was."""
+        if finished is not None:
+            return lambda: 0.0
+        end = time.monotonic() + seconds
+        return lambda: min(self.time_left(), end - time.monotonic())
+
+    @cached_property
+    def _batches(self) -> TeacherBatches:
+        assert self.task is not None
+        return TeacherBatches(self.model, self.task, self.request.seed)
 
     def save_weights(self, file: str, weights: Sequence[Sequence[Array]]) -> None:
         """Write the weights of several operators into one file of the run."""

@@ -13,7 +13,7 @@ from gos_adapt.model.splice import splice
 from gos_adapt.progress import Silent
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.cascade import Settings
-from gos_adapt.strategies import joint
+from gos_adapt.strategies import joint, table
 from gos_adapt.strategies.joint import Joint
 from gos_adapt.strategies.setting import Request
 from gos_adapt.workbench import Workbench
@@ -27,9 +27,10 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joint, "PASSES", 8)
         patch.setattr(joint, "GENERATIONS", 1)
-        patch.setattr(joint, "KEPT", 2)
+        patch.setattr(joint, "MOST_SETS", 2)
+        patch.setattr(table, "KEPT", 2)
         patch.setattr(joint, "LADDER", (1.1, 1.5))
-        patch.setattr(joint, "THOROUGH", joint.DEFAULT)
+        patch.setattr(joint, "THOROUGH", table.DEFAULT)
         yield
 
 

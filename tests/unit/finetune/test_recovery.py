@@ -6,7 +6,7 @@ from example_models import in_onnx_runtime
 from example_search import residual_model, sites_named, task_for
 
 from gos_adapt.finetune.distil import score
-from gos_adapt.finetune.recovery import STEPS, Recovery, recover, with_retrained_layers
+from gos_adapt.finetune.recovery import STEPS, Recovery, TeacherBatches, recover, with_retrained_layers
 from gos_adapt.model.model import Replacement
 from gos_adapt.operators.seeds import seeds
 
@@ -35,7 +35,9 @@ def replacements(model):
 
 
 def recovered(model, task, replacements, steps=40, **options):
-    return recover(model, replacements, task, FAST, lambda step: step / steps, seed=3, **options)
+    return recover(
+        model, replacements, task, FAST, lambda step: step / steps, batches=TeacherBatches(model, task, 3), **options
+    )
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -79,7 +81,7 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(model, task, repl
 
 def test_a_training_that_harms_is_not_kept(model, task, replacements):
     harmful = Recovery(learning_rate=1e30, warm_up=0.0)  # ends in NaN
-    found = recover(model, replacements, task, harmful, lambda step: step / 3, seed=0)
+    found = recover(model, replacements, task, harmful, lambda step: step / 3, batches=TeacherBatches(model, task, 0))
     assert found.score == found.before
     assert found.replacements == replacements
 

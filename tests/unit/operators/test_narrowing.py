@@ -67,7 +67,7 @@ def test_two_matrix_products_have_a_neck_too():
 def test_narrowed_operators_are_among_the_seeds_and_start_from_the_operators_own_filters():
     graph = block()
     weights = drawn(graph)
-    seed = next(seed for seed in seeds(graph) if seed.name.startswith("narrowed to 4"))
+    seed = next(seed for seed in seeds(graph) if seed.name.startswith("narrowed to 4/8"))
     initial = seed.initial(weights, np.random.default_rng(0))
     assert [w.shape for w in initial] == list(seed.graph.weight_shapes)
     assert seed.graph.macs < 0.6 * graph.macs

@@ -47,7 +47,7 @@ def test_nothing_replaced_is_nothing_found() -> None:
     ("lineage", "name"),
     [
         (("seed low_rank_out 8 at v2",), "low rank out"),
-        (("seed narrowed to 8 at v2", "add node: relu after v3"), "narrowed, changed by the search"),
+        (("seed narrowed to 4/8 at v2", "add node: relu after v3"), "narrowed, changed by the search"),
         (("seed depthwise_5×5_pointwise at v2",), "depthwise 5×5 pointwise"),
         (("seed only v3 of the sum v10",), "only one term of the sum"),
         (("seed zero",), "zero"),

@@ -1,0 +1,248 @@
+"""The global strategy's table: what every operator that was found saves and costs at every site where it fits.
+
+Rows come in families. One family is one idea at all kinds of sites (`Seed.family`: shortcuts, narrowed to half, ...),
+or what a search ranked alike. Sets are chosen by an integer program (`programme`), from one family or from all rows.
+
+The losses are those right after fitting, of one replacement alone. They compare the sites of one family; between
+families they do not tell what training mends. On ResNet-56, 27 milder replacements had 80 % right after fitting and
+89 % after 5,000 steps, 14 branches replaced by their shortcuts 12 % and, after 700 steps, 94 %, at the same latency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gos_adapt.cost.measured import clearly_faster
+from gos_adapt.errors import Rejection
+from gos_adapt.finetune.fit import DEFAULT
+from gos_adapt.finetune.loss import LossJudge
+from gos_adapt.model.model import Replacement
+from gos_adapt.model.splice import splice
+from gos_adapt.quantities import Measurement
+from gos_adapt.strategies.programme import Option, cheapest_set, largest_saving
+from gos_adapt.strategies.setting import graph_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gos_adapt.model.model import Array, Site
+    from gos_adapt.profiling.profile import Profile
+    from gos_adapt.search.candidate import Outcome
+    from gos_adapt.strategies.setting import Setting, Step
+
+KEPT = 5
+"""Operators of each front that enter the table, beside those of a family."""
+ROUNDS = 6
+"""Sets built and timed until one reaches the latency: the sum of savings is a guess."""
+REACH = 0.8
+"""Of the saving asked for: rows that save less, added up, are not tried; sets save up to a tenth more than that."""
+NEAR = 0.03
+"""Of the saving asked for: a set that saves no more than this above it is near enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One operator at one site.
+
+    Attributes:
+        step: The search that found it.
+        family: Rows that may make a set of their own.
+        outcome: Operator and measured latency.
+        site: Where it would go.
+        weights: Where fitting starts.
+        option: What it saves and costs there.
+    """
+
+    step: Step
+    family: str
+    outcome: Outcome
+    site: Site
+    weights: tuple[Array, ...]
+    option: Option
+
+    @property
+    def replacement(self) -> Replacement:
+        """What goes into the model, not fitted yet."""
+        candidate = self.outcome.candidate
+        return Replacement(self.site.name, candidate.operator, self.weights, candidate.lineage)
+
+
+RowSet = tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """An operator of one kind of site, and the ratio of its latency to the original's, both with tuned kernels."""
+
+    step: Step
+    family: str
+    outcome: Outcome
+    ratio: float
+
+
+class Table:
+    """All rows, and the sets that reach a latency.
+
+    Args:
+        setting: The model on its device.
+        steps: The searches.
+        profile: Of the original.
+        seconds: After which no further loss is computed; rows without one are left out.
+    """
+
+    def __init__(self, setting: Setting, steps: Sequence[Step], profile: Profile, seconds: float) -> None:
+        self._setting, self._profile = setting, profile
+        self._overestimate = 1.0  # what sets saved by the table, of what they saved as measured, so far
+        kept = [operators for operators in map(self._kept, steps) if operators]
+        finished = setting.folder.journal.get("table")
+        time_left = setting.clock(finished, seconds)
+        rows = []
+        total = sum(len(one.step.sites) for operators in kept for one in operators)
+        with setting.progress.stage("what every replacement costs", total) as advance:
+            for one in _in_turn(kept):
+                for k in range(len(one.step.sites)):
+                    row = self._row(one, k, time_left)
+                    rows += [row] if row else []
+                    advance()
+        if finished is None:
+            setting.folder.journal.put("table", len(rows))
+        self.rows: RowSet = tuple(rows)
+
+    @property
+    def most_s(self) -> float:
+        """Latency that the rows save together at most, added up."""
+        return largest_saving([row.option for row in self.rows], self._setting.request.max_sites)
+
+    def sets(self, goal_s: float, count: int) -> tuple[list[RowSet], tuple[str, ...]]:
+        """Up to `count` different sets that reach a latency, and what to say when there is none.
+
+        If none reaches it, all rows together give the one that comes nearest.
+        """
+        sets: list[RowSet] = []
+        for name, rows in self._sources():
+            most_s = largest_saving([row.option for row in rows], self._setting.request.max_sites)
+            if len(sets) == count or most_s < REACH * (self._profile.whole.median_s - goal_s):
+                continue
+            reached, missed = self._reach(rows, goal_s, name)
+            if not missed and reached and reached not in sets:
+                sets.append(reached)
+        if sets:
+            return sets, ()
+        nearest, missed = self._reach(self.rows, goal_s, "all")
+        return [nearest] if nearest else [], missed
+
+    def _sources(self) -> Iterator[tuple[str, RowSet]]:
+        """What sets are chosen from: each family of seeds, all of these, all rows, what searches ranked alike."""
+        seeds = tuple(row for row in self.rows if row.outcome.candidate.family)
+        bred = tuple(row for row in self.rows if not row.outcome.candidate.family)
+        yield from _by_family(seeds)
+        yield "all families", seeds
+        yield "all", self.rows
+        yield from _by_family(bred)
+
+    def _kept(self, step: Step) -> list[_Kept]:
+        """The operators of families, and up to `KEPT` of the front, spread over it: those clearly faster."""
+        families = [o for o in step.front.outcomes if o.feasible and o.candidate.family]
+        front = step.front.best
+        if len(front) > KEPT:
+            front = tuple(front[round(i * (len(front) - 1) / (KEPT - 1))] for i in range(KEPT))
+        named = [(str(outcome.candidate.family), outcome) for outcome in families]
+        named += [(f"rank {rank}", o) for rank, o in enumerate(o for o in front if not o.candidate.family)]
+        operators = [outcome.candidate.operator for _, outcome in named]
+        group = "+".join(site.name for site in step.sites)
+        key = f"tuned:{graph_key(self._setting.model)}:{group}:{'+'.join(operator.key for operator in operators)}"
+        journal = self._setting.folder.journal
+        if key not in journal:
+            batch = [(step.sites[0].operator, step.sites[0].weights)]
+            batch += [(outcome.candidate.operator, outcome.candidate.weights[0]) for _, outcome in named]
+            measured = self._setting.workbench.measure_operators(batch, tuned=True)
+            journal.put(key, [latency.to_json() for latency in measured])
+        original, *latencies = [Measurement.from_json(form) for form in journal.get(key)]
+        return [
+            _Kept(
+                step,
+                family,
+                replace(outcome, latency=latency, original_latency=original),
+                latency.median_s / original.median_s,
+            )
+            for (family, outcome), latency in zip(named, latencies, strict=True)
+            if original.ok and latency.ok and clearly_faster(latency, original)
+        ]
+
+    def _row(self, kept: _Kept, k: int, time_left: Callable[[], float]) -> Row | None:
+        setting, site, candidate = self._setting, kept.step.sites[k], kept.outcome.candidate
+        key = f"loss:{graph_key(setting.model)}:{site.name}:{candidate.operator.key}"
+        if key not in setting.folder.journal:
+            if time_left() <= 0:
+                return None
+            judge = LossJudge(setting.model, site, setting.lessons, DEFAULT)
+            setting.folder.journal.put(key, judge(candidate.operator, (candidate.weights[k],)).drop)
+        loss = setting.folder.journal.get(key)
+        option = Option(frozenset(site.nodes), (1 - kept.ratio) * self._profile.sites[site.name].median_s, loss)
+        setting.progress.detail(
+            f"{site.name}: {candidate.lineage[-1]} saves {1e6 * option.saves_s:.1f} µs, loss {loss:.3g}"
+        )
+        return Row(kept.step, kept.family, kept.outcome, site, candidate.weights[k], option)
+
+    def _reach(self, rows: RowSet, goal_s: float, name: str) -> tuple[RowSet, tuple[str, ...]]:
+        """The rows that reach a latency at the least loss, by measurement of the whole; and what to say of it.
+
+        What a set saves differs from the sum of its savings, so the saving that the programme is asked for is corrected
+        by what the last set saved, up or down, until a set just reaches the goal.
+        """
+        whole_s, limit = self._profile.whole.median_s, self._setting.request.max_sites
+        options = [row.option for row in rows]
+        most_s, goal_saving_s = largest_saving(options, limit), whole_s - goal_s
+        if goal_saving_s <= 0:
+            return (), ("The latency that was asked for is that of the original, or more.",)
+        reached: RowSet | None = None
+        chosen: RowSet = ()
+        wanted_s = goal_saving_s * self._overestimate
+        for _ in range(ROUNDS):
+            found = cheapest_set(options, min(wanted_s, most_s), limit)
+            before, chosen = chosen, () if isinstance(found, Rejection) else tuple(rows[i] for i in found)
+            if not chosen or chosen == before:
+                break
+            saved_s = whole_s * (1 - self._ratio(chosen))
+            added_s = sum(row.option.saves_s for row in chosen)
+            self._setting.progress.note(
+                f"{name}: {len(chosen)} replacements: {whole_s / (whole_s - saved_s):.2f}x measured, "
+                f"{whole_s / (whole_s - added_s):.2f}x added up, loss {_loss(chosen):.3g}"
+            )
+            if saved_s >= goal_saving_s and (reached is None or _loss(chosen) < _loss(reached)):
+                reached = chosen
+            self._overestimate = added_s / max(saved_s, 0.1 * goal_saving_s)
+            if (abs(saved_s / goal_saving_s - 1) <= NEAR and reached) or (wanted_s >= most_s and not reached):
+                break
+            wanted_s = goal_saving_s * self._overestimate
+        if reached is None:
+            return chosen, (f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s.",)
+        return reached, ()
+
+    def _ratio(self, chosen: RowSet) -> float:
+        """Latency of the model with these replacements, as they are before training, over the original's."""
+        setting = self._setting
+        model = splice(setting.model, tuple(row.replacement for row in chosen))
+        key = f"whole:{graph_key(model)}"
+        if key not in setting.folder.journal:
+            with setting.progress.stage("time the whole"):
+                measured = setting.workbench.measure_models([setting.model, model])
+                setting.folder.journal.put(key, [latency.to_json() for latency in measured])
+        original, adapted = (Measurement.from_json(form) for form in setting.folder.journal.get(key))
+        return adapted.best_s / original.best_s  # a neighbour on the machine moves medians by a tenth
+
+
+def _in_turn(kept: Sequence[Sequence[_Kept]]) -> Iterator[_Kept]:
+    """The first operator of every kind before any second."""
+    for turn in range(max(map(len, kept), default=0)):
+        yield from (operators[turn] for operators in kept if turn < len(operators))
+
+
+def _by_family(rows: RowSet) -> Iterator[tuple[str, RowSet]]:
+    for family in dict.fromkeys(row.family for row in rows):
+        yield family, tuple(row for row in rows if row.family == family)
+
+
+def _loss(rows: RowSet) -> float:
+    return sum(row.option.loss for row in rows)
