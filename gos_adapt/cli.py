@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gos_adapt import __version__, interrupt
-from gos_adapt.config import STRATEGY_NAMES, AdaptConfig, check_target, parse_duration, parse_latency
+from gos_adapt.config import OBJECTIVE_NAMES, STRATEGY_NAMES, AdaptConfig, check_target, parse_duration, parse_latency
 from gos_adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -121,6 +121,13 @@ def commands() -> None:
     help="Choose all replacements at once, or the worst operator first.  [default: global; iterative without a task]",
 )
 @click.option("--train-all", is_flag=True, help="Train all layers to recover accuracy, not the replaced ones alone.")
+@click.option(
+    "--also-minimise",
+    type=click.Choice(OBJECTIVE_NAMES),
+    multiple=True,
+    help="Keep operators in the search that are small in this, too; counted, or predicted from counts (energy). "
+    "May be given more than once.",
+)
 @click.option(
     "--max-sites",
     type=int,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 StrategyName = Literal["iterative", "global"]
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
+Objective = Literal["parameters", "memory", "energy"]
+OBJECTIVE_NAMES: tuple[Objective, ...] = get_args(Objective)
 _LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|us|µs)")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -43,6 +45,7 @@ class AdaptConfig:
         target_latency_s: Latency of the whole model to reach, at the least loss; epsilon then stops nothing.
         speed_up: The same, as a factor on our compiled original's latency.
         train_all: Whether recovery trains the layers too that keep their operator.
+        also_minimise: What the search trades off beside what its strategy does.
         out: Where `folder` is; `None` for ``runs/<model>-<target>``.
         policy: Continue the run that is in `out`, or discard it.
         example_inputs: One tensor per input of a module.
@@ -62,6 +65,7 @@ class AdaptConfig:
     target_latency_s: float | None = None
     speed_up: float | None = None
     train_all: bool = False
+    also_minimise: tuple[Objective, ...] = ()
     out: Path | None = None
     policy: Literal["resume", "fresh"] = "resume"
     example_inputs: tuple[torch.Tensor, ...] = ()
@@ -95,6 +99,8 @@ class AdaptConfig:
             raise ConfigError(f"the speed-up must be above 1, got {self.speed_up}; try 2")
         if self.target_latency_s is not None and self.speed_up is not None:
             raise ConfigError("give a target latency or a speed-up, not both: each says what to reach")
+        if unknown := [name for name in self.also_minimise if name not in OBJECTIVE_NAMES]:
+            raise ConfigError(f"also minimised can be {', '.join(OBJECTIVE_NAMES)}, got {unknown[0]!r}")
         if self.policy not in ("resume", "fresh"):
             raise ConfigError(f"the policy must be 'resume' or 'fresh', got {self.policy!r}")
 

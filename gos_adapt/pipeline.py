@@ -110,6 +110,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             target_latency_s=config.target_latency_s,
             speed_up=config.speed_up,
             train_all=config.train_all,
+            also_minimise=config.also_minimise,
         )
         budget = Budget(config.budget_s, lambda: folder.elapsed_s)
         if config.budget_s is not None:
@@ -151,6 +152,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
                 target_latency_s=config.target_latency_s,
                 speed_up=config.speed_up,
                 train_all=config.train_all,
+                also_minimise=config.also_minimise,
             ),
             environment=read_environment(),
             accuracy=accuracy,
@@ -255,6 +257,7 @@ def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Devi
         "target_latency_s": config.target_latency_s,
         "speed_up": config.speed_up,
         "train_all": config.train_all,
+        "also_minimise": list(config.also_minimise),
         "seed": config.seed,
     }
 

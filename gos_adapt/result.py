@@ -80,6 +80,7 @@ class Options:
         target_latency_s: To be reached; None when it was not asked for.
         speed_up: Likewise, over the compiled original.
         train_all: Whether layers that kept their operator were trained too.
+        also_minimise: What the search traded off beside what its strategy does.
     """
 
     epsilon: float
@@ -90,6 +91,7 @@ class Options:
     target_latency_s: float | None
     speed_up: float | None
     train_all: bool
+    also_minimise: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ def example_result() -> Result:
             target_latency_s=None,
             speed_up=None,
             train_all=False,
+            also_minimise=(),
         ),
         environment=Environment(
             cpu="AMD EPYC",

@@ -258,6 +258,7 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
         ("Accuracy that may be lost", tolerance),
         ("Strategy", options.strategy),
         ("Asked for", _asked_for(options)),
+        ("Also minimised", ", ".join(options.also_minimise) or "nothing"),
         ("Layers that kept their operator", "trained too" if options.train_all else "left as they were"),
         ("Most sites to replace", "any number" if options.max_sites is None else str(options.max_sites)),
         ("Time budget", budget),

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from gos_adapt.task import Task
     from gos_adapt.workbench import Workbench
 
+ADDED = {"parameters": "parameters", "memory": "memory (bytes)", "energy": "energy (J)"}
+"""Objectives that a user may add, by the names in `config`."""
 FIT_SAMPLES = 256
 SELECTION = 2048
 """Samples that candidates are scored on: the paired difference of two models on so many is known to a few tenths."""
@@ -63,6 +65,7 @@ class Request:
         target_latency_s: Latency of the whole model that must be reached; `None` for as fast as epsilon allows.
         speed_up: Likewise, as a factor on the original's latency.
         train_all: Whether recovery trains the layers too that keep their operator.
+        also_minimise: Names in `ADDED`: objectives of every search beside the strategy's own.
         group_limit: N_o, most alike sites the iterative strategy treats together.
         settings: Of each search.
     """
@@ -73,6 +76,7 @@ class Request:
     target_latency_s: float | None = None
     speed_up: float | None = None
     train_all: bool = False
+    also_minimise: tuple[str, ...] = ()
     group_limit: int = 2
     settings: Settings = field(default_factory=lambda: SEARCH)
 
@@ -220,6 +224,8 @@ class Setting:
             name: Of the stage.
         """
         replayed, done = self.replayed(number), 0
+        added = (ADDED[name] for name in self.request.also_minimise)
+        settings = replace(settings, objectives=tuple(dict.fromkeys((*settings.objectives, *added))))
         with self.progress.stage(name, settings.generations) as advance:
 
             def generation(_number: int, _front: Front) -> None:

@@ -94,7 +94,11 @@ class Table:
     def __init__(self, setting: Setting, steps: Sequence[Step], profile: Profile, seconds: float) -> None:
         self._setting, self._profile = setting, profile
         self._overestimate = 1.0  # what sets saved by the table, of what they saved as measured, so far
-        kept = [operators for operators in map(self._kept, steps) if operators]
+        kept = []
+        with setting.progress.stage("time what was found, tuned", len(steps)) as advance:
+            for step in steps:
+                kept.append(self._kept(step))
+                advance()
         finished = setting.folder.journal.get("table")
         time_left = setting.clock(finished, seconds)
         rows = []

@@ -51,6 +51,7 @@ def test_what_is_no_latency_is_refused_with_an_example(text: str) -> None:
         ({"seed": -1}, "the seed must be from 0 to 4294967295, got -1"),
         ({"strategy": "greedy"}, "strategy must be one of iterative, global, got 'greedy'"),
         ({"strategy": "global"}, "the global strategy trains what it chose, so it needs a task"),
+        ({"also_minimise": ("time",)}, "also minimised can be parameters, memory, energy, got 'time'"),
         ({"train_all": True}, "training all layers needs a task"),
         ({"speed_up": 1.0}, "the speed-up must be above 1, got 1.0"),
         ({"speed_up": float("nan")}, "the speed-up must be above 1"),

@@ -6,8 +6,10 @@ import torch
 from example_models import normal
 
 from gos_adapt.finetune.capture import Activations
+from gos_adapt.finetune.closed_form import solve_last_layers
 from gos_adapt.finetune.fit import FitSettings, fit, relative_error, run
 from gos_adapt.operators.graph import OperatorGraph
+from gos_adapt.operators.seeds import seeds
 from gos_adapt.operators.text import parse
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.search.candidate import inherit
@@ -91,6 +93,35 @@ def test_a_low_rank_operator_is_fitted_by_its_factors():
     found = fit(factors, weights_of(factors, 50), teacher, activations_of(whole, 128), FitSettings(steps=400))
     assert found.relative_error < 0.02
     assert "gradient" in found.method
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_two_layers_in_a_row_are_the_best_low_rank_of_the_response(with_bias):
+    factors = "v0 = input 12\nv1 = weight 12x3\nv2 = matrix_product(v0, v1, channels=3)\nv3 = weight 3x10\n"
+    factors += "v4 = matrix_product(v2, v3, channels=10)\n"
+    graph = operator(factors + ("v5 = weight 10\nv6 = channel_bias(v4, v5)" if with_bias else ""))
+    inputs = normal(400, 12, seed=1) @ normal(12, 12, seed=2) + 1  # far from white, and not about zero
+    target = inputs @ normal(12, 10, seed=3) + 2 * with_bias
+    start = [torch.from_numpy(weights) for weights in weights_of(graph, 9)]
+    solved = solve_last_layers(
+        graph, start, torch.from_numpy(inputs), torch.from_numpy(target), np.random.default_rng(0)
+    )
+    got = run(TorchOperator(graph, [weights.numpy() for weights in solved]), torch.from_numpy(inputs)).numpy()
+    spread = np.linalg.svd(target - with_bias * target.mean(axis=0), compute_uv=False)
+    assert np.square(got - target).sum() == pytest.approx(np.square(spread[3:]).sum(), rel=1e-3)
+
+
+def test_the_low_rank_of_the_response_beats_that_of_the_weight():
+    whole = operator(BIASED)
+    low_rank = next(seed for seed in seeds(whole) if seed.name.startswith("low_rank_out 4"))
+    weights = weights_of(whole, 1)
+    mixed = torch.einsum("dc,nchw->ndhw", torch.from_numpy(normal(8, 8, seed=4)), activations_of(whole, 128).inputs)
+    activations, teacher = Activations(mixed, mixed), TorchOperator(whole, weights)
+    found = fit(low_rank.graph, low_rank.initial(weights, None), teacher, activations, FitSettings(steps=0))
+    wanted = run(teacher, mixed)
+    of_weight = run(TorchOperator(low_rank.graph, low_rank.initial(weights, None)), mixed)
+    assert found.method == "closed form"
+    assert found.relative_error < 0.9 * relative_error(of_weight, wanted)
 
 
 def test_the_best_smaller_operator_is_the_least_squares_one():

@@ -1,5 +1,8 @@
 """The search: deterministic, resumable, honest about what it stopped and why."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from example_models import normal
@@ -112,6 +115,25 @@ def test_the_front_is_feasible_non_dominated_and_without_the_original(whole, mod
         others = [objectives(other, SETTINGS.objectives) for other in best if other is not outcome]
         mine = objectives(outcome, SETTINGS.objectives)
         assert not any(all(a <= b for a, b in zip(other, mine, strict=True)) for other in others)
+
+
+def test_more_objectives_keep_more_on_the_front(whole, model, tmp_path):
+    settings = replace(SETTINGS, objectives=(*SETTINGS.objectives, "memory (bytes)", "energy (J)"))
+    front, _ = run(model, tmp_path, settings=settings)
+    values = [objectives(outcome, settings.objectives) for outcome in front.best]
+    for mine in values:
+        assert not any(all(a <= b for a, b in zip(other, mine, strict=True)) for other in values if other is not mine)
+    assert len(front.best) >= len(whole[0].best)
+
+
+def test_seeds_of_families_are_judged_even_where_others_dominate_them(model, tmp_path):
+    generous = {"epsilon": 1e6, "max_fit_error": math.inf, "measurements": 24, "judgements": 24}
+    settings = Settings(generations=1, population=12, offspring=8, families_first=True, **generous)
+    front, _ = run(model, tmp_path, settings=settings)
+    measured = [o for o in front.outcomes if o.candidate.family and o.latency is not None and o.reason is None]
+    assert {"shortcut", "narrowed to 4/8"} <= {outcome.candidate.family for outcome in measured}
+    assert all(outcome.feasible for outcome in measured)
+    assert any(outcome not in front.best for outcome in measured)
 
 
 def test_what_loses_too_much_is_infeasible_whatever_it_gains(model, tmp_path):
