@@ -174,7 +174,7 @@ def _train(
     """Adam on the squared error, its learning rate falling along a cosine."""
     trained = module(operator, weights)
     steps = min(settings.steps, int(settings.macs / (3 * settings.batch * max(1, operator.macs))))
-    groups = [{"params": [leaf], "lr": settings.learning_rate * _scale(leaf)} for leaf in trained.leaves]
+    groups = [{"params": [leaf], "lr": settings.learning_rate * typical_size(leaf)} for leaf in trained.leaves]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     spread = float(wanted.var()) + 1e-12
@@ -188,6 +188,6 @@ def _train(
     return tuple(leaf.detach() for leaf in trained.leaves)
 
 
-def _scale(leaf: Tensor) -> float:
+def typical_size(leaf: Tensor) -> float:
     """Root mean square of a weight, or a typical one for a weight that is zero."""
     return float(leaf.detach().square().mean().sqrt()) or 0.05

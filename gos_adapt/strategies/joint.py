@@ -205,9 +205,8 @@ class Joint(Setting):
             }
             for number, result in results.items():
                 family = ", ".join(dict.fromkeys(row.family for row in sets[number]))
-                lost = self.drop(result.score)
-                self.progress.note(f"{len(sets[number])} replacements ({family}): {lost:.4f} lost so far")
-            ranked = sorted(results, key=lambda number: self.drop(results[number].score))
+                self.progress.note(f"{len(sets[number])} replacements ({family}): {result.loss:.4f} from the teacher")
+            ranked = sorted(results, key=lambda number: results[number].loss)
             runners = {number: results[number].replacements for number in ranked[: len(ranked) // 2]}
             heat += 1
         ((number, replacements),) = runners.items()

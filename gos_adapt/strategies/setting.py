@@ -18,7 +18,7 @@ from gos_adapt.cost.analytical import Roofline
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import Lessons, prepare_lessons, score
 from gos_adapt.finetune.fit import FitSettings, fit
-from gos_adapt.finetune.recovery import STEPS, Recovered, Recovery, TeacherBatches, recover, with_retrained_layers
+from gos_adapt.finetune.recovery import STEPS, Recovered, Recovery, Teacher, recover, with_retrained_layers
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
@@ -288,19 +288,19 @@ class Setting:
                     self.task,
                     Recovery(),
                     clock.share,
-                    batches=self._batches,
+                    teacher=self._teacher,
                     resume=state,
                     keep=keep,
                     progress=_percent(advance),
                 )
             self.save_weights(file, [replacement.weights for replacement in recovered.replacements])
-            n = recovered.score.n
-            self.folder.journal.put(key, [recovered.before.value, recovered.score.value, n, recovered.steps])
+            found = recovered.score
+            self.folder.journal.put(key, [recovered.loss, found.value, found.n, recovered.steps])
             self.folder.remove(unfinished)
-        before, after, n, taken = self.folder.journal.get(key)
+        loss, value, n, taken = self.folder.journal.get(key)
         trained = self.with_weights(file, replacements)
-        old, new = (Score(self.task.metric, value, n, self.task.selection.name) for value in (before, after))
-        return Recovered(splice(self.model, trained), trained, old, new, taken)
+        scored = Score(self.task.metric, value, n, self.task.selection.name)
+        return Recovered(splice(self.model, trained), trained, loss, scored, taken)
 
     def clock(self, finished: int | None, seconds: float) -> Callable[[], float]:
         """Seconds left of a stage: none if an earlier process finished it, so that it is repeated as it was."""
@@ -310,9 +310,9 @@ class Setting:
         return lambda: min(self.time_left(), end - time.monotonic())
 
     @cached_property
-    def _batches(self) -> TeacherBatches:
+    def _teacher(self) -> Teacher:
         assert self.task is not None
-        return TeacherBatches(self.model, self.task, self.request.seed)
+        return Teacher(self.model, self.task, self.request.seed)
 
     def save_weights(self, file: str, weights: Sequence[Sequence[Array]]) -> None:
         """Write the weights of several operators into one file of the run."""

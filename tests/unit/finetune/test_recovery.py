@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from example_models import in_onnx_runtime
 from example_search import residual_model, sites_named, task_for
 
 from gos_adapt.finetune.distil import score
-from gos_adapt.finetune.recovery import STEPS, Recovery, TeacherBatches, recover, with_retrained_layers
+from gos_adapt.finetune.recovery import STEPS, Recovery, Teacher, mixed_in_pairs, recover, with_retrained_layers
 from gos_adapt.model.model import Replacement
+from gos_adapt.model.splice import splice
 from gos_adapt.operators.seeds import seeds
 
 FAST = Recovery(keep_every_s=0.0)
@@ -36,7 +38,7 @@ def replacements(model):
 
 def recovered(model, task, replacements, steps=40, **options):
     return recover(
-        model, replacements, task, FAST, lambda step: step / steps, batches=TeacherBatches(model, task, 3), **options
+        model, replacements, task, FAST, lambda step: step / steps, teacher=Teacher(model, task, 3), **options
     )
 
 
@@ -44,7 +46,7 @@ def recovered(model, task, replacements, steps=40, **options):
 def test_recovery_gives_the_model_it_scored(model, task, replacements, everything):
     given = with_retrained_layers(model, replacements) if everything else replacements
     found = recovered(model, task, given)
-    assert found.score.value > found.before.value
+    assert found.loss < 0.5 * Teacher(model, task, 3).loss(splice(model, given))
     assert [r.site for r in found.replacements] == [r.site for r in given]
     outputs = in_onnx_runtime(found.model.proto, task.selection.arrays()[0])[0]
     assert task.metric.score(outputs, task.selection.arrays()[1]) == pytest.approx(found.score.value, abs=0.01)
@@ -81,9 +83,28 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(model, task, repl
 
 def test_a_training_that_harms_is_not_kept(model, task, replacements):
     harmful = Recovery(learning_rate=1e30, warm_up=0.0)  # ends in NaN
-    found = recover(model, replacements, task, harmful, lambda step: step / 3, batches=TeacherBatches(model, task, 0))
-    assert found.score == found.before
+    found = recover(model, replacements, task, harmful, lambda step: step / 3, teacher=Teacher(model, task, 0))
     assert found.replacements == replacements
+    assert found.loss == Teacher(model, task, 0).loss(splice(model, replacements))
+
+
+def test_the_original_is_at_no_distance_from_its_teacher(model, task):
+    assert Teacher(model, task, 0).loss(model) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_batch_is_the_same_whenever_it_is_asked_for(model, task):
+    first, second = Teacher(model, task, 0), Teacher(model, task, 0)
+    for step in (5, 0, 5):
+        for one, other in zip(first[step], second[step], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(first[0][0], first[1][0])
+
+
+def test_pairs_are_mixed_in_one_proportion():
+    samples = torch.arange(5.0)[:, None]
+    mixed = mixed_in_pairs(samples, np.random.default_rng(1))
+    share = float(np.random.default_rng(1).random())
+    np.testing.assert_allclose(mixed[:, 0], [4 - 4 * share, 3 - 2 * share, 2, 1 + 2 * share, 4 * share], rtol=1e-6)
 
 
 def test_the_learning_rate_rises_and_falls():
