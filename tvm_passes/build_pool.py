@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 _PER_LIBRARY = 16
 """Trials in one library: enough that linking is a small part, few enough that a crash loses little."""
-_BUILD_TIMEOUT_S = 120.0
-"""A hundred times what such a library takes: whatever takes longer does not end."""
+_BUILD_S, _TRIAL_S = 10.0, 1.25
+"""A library may take so long, and so much more for each trial: over ten times what it takes where compiling is slow.
+Whatever takes longer does not end (LLVM on a fully unrolled softmax)."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,21 @@ class BuildPool:
         return self._folder / f"trials_{next(self._numbers)}.so"
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
-        """Return a worker's answer, or `None` when a new one died of the job: an idle one may have died before it."""
+        """Return a worker's answer, or `None` when it did not end, or a new one died of it.
+
+        An idle one may have died before the job, so that says nothing of the job.
+        """
         answer = None
-        with suppress(IndexError):
-            answer = self._ask_worker(self._idle.pop(), job)
-        return answer or self._ask_worker(_Worker(), job)
+        try:
+            with suppress(IndexError):
+                answer = self._ask_worker(self._idle.pop(), job)
+            return answer or self._ask_worker(_Worker(), job)
+        except TimeoutError:
+            return None
 
     def _ask_worker(self, worker: _Worker, job: dict[str, Any]) -> dict[str, Any] | None:
         answer = worker.ask(job)
         if answer is None:
-            worker.stop()
             return None
         self._idle.append(worker)
         if "unlinked" in answer:
@@ -151,17 +157,24 @@ class _Worker:
         )
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer; `None` if the process died. It is stopped then, and before a `TimeoutError`."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        try:
+        answer = ""
+        with suppress(BrokenPipeError):
             stdin.write(json.dumps(job) + "\n")
             stdin.flush()
-        except BrokenPipeError:
+            ready, _, _ = select.select([stdout], [], [], _BUILD_S + _TRIAL_S * len(job["trials"]))
+            if not ready:
+                self.stop()
+                raise TimeoutError
+            answer = stdout.readline()
+        if not answer.endswith("\n"):
+            self.stop()
             return None
-        ready, _, _ = select.select([stdout], [], [], _BUILD_TIMEOUT_S)
-        answer = stdout.readline() if ready else ""
-        return json.loads(answer) if answer.endswith("\n") else None
+        found: dict[str, Any] = json.loads(answer)
+        return found
 
     def stop(self) -> None:
         self._process.kill()
