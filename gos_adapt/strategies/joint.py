@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
-SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.15, 0.1, 0.15
+SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.25, 0.1, 0.15
 """Of the time left: at most for all searches, for the table, and for each trial where no latency is asked for."""
+SEARCH_S = 45.0
+"""At most, for one kind of site: what comes later are small changes of what was found."""
 HEAT_SHARE, HEAT_S = 0.1, 20.0
 """Of the time of a race, for each heat; and what one set must have of it to show anything: fewer sets run otherwise."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
-MEASUREMENTS = 24
-"""Candidates measured and judged in a generation of a search: a dozen seeds of families, and others."""
 THOROUGH_SAMPLES = 1024
 """For the fit of what was chosen: on resnet20, narrowed, 90 instead of 87 % before any training, for ten seconds."""
 ANY_LOSS = 1e6
@@ -61,8 +61,8 @@ ANY_LOSS = 1e6
 MOST_SETS = 12
 LADDER = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Speed-ups that are tried where none is asked for."""
-PASSES = 200
-"""Over the training split at most: more teach little. A trial takes a quarter."""
+PASSES = 1000
+"""Over the training split at most: more teach little, even mixed anew. A trial takes a quarter."""
 
 
 Choice = tuple["RowSet", "Recovered | None", tuple[str, ...]]
@@ -107,7 +107,7 @@ class Joint(Setting):
         bounds = [amdahl_bound(profile.whole.median_s, latency_s) for _, latency_s in kinds]
         worth = [(*kind, bound) for kind, bound in zip(kinds, bounds, strict=True) if bound >= WORTH]
         waiting_s = sum(latency_s for _, latency_s, _ in worth)
-        time_left = self.clock(None, SEARCH_SHARE * self.time_left())
+        time_left = self.clock(None, min(SEARCH_SHARE * self.time_left(), SEARCH_S * len(worth)))
         steps = []
         for number, (group, latency_s, bound) in enumerate(worth):
             seconds = time_left() * latency_s / waiting_s  # what one leaves over, the others have
@@ -245,8 +245,7 @@ def search_settings(settings: Settings, generations: int) -> Settings:
         objectives=("latency change (s)", "loss"),
         epsilon=ANY_LOSS,
         generations=generations,
-        measurements=MEASUREMENTS,
-        judgements=MEASUREMENTS,
+        judgements=settings.measurements,
         families_first=True,
         max_fit_error=math.inf,
         fit_share=FIT_SHARE,
