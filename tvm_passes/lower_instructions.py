@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gos_adapt.instructions import aggregation, calculus, probability
+from gos_adapt.instructions import aggregation, attention, calculus, probability
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, Shape
 from gos_adapt.instructions.expression import SYMBOLS, Algebra, Program
 from gos_adapt.instructions.probability import EVIDENCE
@@ -235,6 +235,34 @@ def _unfold(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
     return op.concat(parts, axis=1)
 
 
+def _heads(arguments: tuple[Any, ...], heads: int) -> list[Any]:
+    """Queries, keys and values as ``(n, heads, c / heads, positions)``."""
+    sizes = [_sizes(x) for x in arguments]
+    return [
+        op.reshape(x, (batch, heads, channels // heads, int(np.prod(positions))))
+        for x, (batch, channels, *positions) in zip(arguments, sizes, strict=True)
+    ]
+
+
+def _joined(taken: Any, arguments: tuple[Any, ...]) -> Any:
+    queries, _, values = (_sizes(x) for x in arguments)
+    return op.reshape(taken, (queries[0], values[1], *queries[2:]))
+
+
+def _attention(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
+    heads = as_int(hyper["heads"])
+    queries, keys, values = _heads(arguments, heads)
+    match = op.matmul(op.permute_dims(keys, (0, 1, 3, 2)), queries)
+    scaled = op.multiply(match, _scalar(attention.scale_of(_sizes(arguments[0])[1], heads)))
+    return _joined(op.matmul(values, nn.softmax(scaled, axis=2)), arguments)
+
+
+def _linear_attention(arguments: tuple[Any, ...], hyper: Hyper) -> Any:
+    queries, keys, values = _heads(arguments, as_int(hyper["heads"]))
+    context = op.matmul(values, op.permute_dims(nn.softmax(keys, axis=3), (0, 1, 3, 2)))
+    return _joined(op.matmul(context, nn.softmax(queries, axis=2)), arguments)
+
+
 def _plain(expression: Callable[..., Any]) -> Lowering:
     """Row of an instruction whose hyperparameters do not matter here."""
     return lambda arguments, _hyper: expression(*arguments)
@@ -288,6 +316,9 @@ LOWERINGS: dict[str, Lowering] = {
     "subsample": _subsample,
     "shift": _shift,
     "channel_shuffle": _channel_shuffle,
+    "attention": _attention,
+    "linear_attention": _linear_attention,
+    "transpose": _plain(lambda x: op.permute_dims(x, (0, 2, 1))),
     "reshape": lambda arguments, hyper: _reshape(arguments[0], as_ints(hyper["shape"])),
     "flatten": lambda arguments, _hyper: _reshape(arguments[0], (int(np.prod(_sizes(arguments[0])[1:])),)),
     "upsample": _upsample,

@@ -240,6 +240,13 @@ def _below_reshape(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Want
     return [_Wanted(node.args[0], target, torch.arange(target.shape[1]))]
 
 
+def _below_transpose(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
+    target = wanted.target
+    if wanted.bias is not None:  # channels are something else below: the bias stays as it is
+        target = target - _along_channels(problem.weights[wanted.bias][wanted.channels], target)
+    return [_Wanted(node.args[0], target.transpose(1, 2), torch.arange(target.shape[2]))]
+
+
 _TARGETS: dict[str, Callable[[_Problem, _Wanted, Node], list[_Wanted]]] = {
     "channel_bias": _below_bias,
     "add": _below_add,
@@ -249,6 +256,7 @@ _TARGETS: dict[str, Callable[[_Problem, _Wanted, Node], list[_Wanted]]] = {
     "upsample": _below_upsample,
     "reshape": _below_reshape,
     "flatten": _below_reshape,
+    "transpose": _below_transpose,
 }
 
 

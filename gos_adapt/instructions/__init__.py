@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gos_adapt.instructions import (
     activation,
     aggregation,
+    attention,
     calculus,
     convolution,
     decompositions,
@@ -30,6 +31,7 @@ ROWS: tuple[Instruction, ...] = (
     *convolution.ROWS,
     *linear_algebra.ROWS,
     *feature_products.ROWS,
+    *attention.ROWS,
     *scaling.ROWS,
     *norms.ROWS,
     *weight_algebra.ROWS,

@@ -258,6 +258,15 @@ ROWS = (
         equation=term("reshape", lambda shape: by(shape)),
     ),
     Instruction(
+        name="transpose",
+        arguments=_FEATURE,
+        infer=shape_rule(lambda x: x[::-1], 2),
+        numpy=lambda x: x.swapaxes(1, 2),
+        torch=lambda x: x.transpose(1, 2),
+        onnx=lambda emitter, names, _shapes, _hyper: emitter.node("Transpose", list(names), perm=[0, 2, 1]),
+        equation=term("transpose"),
+    ),
+    Instruction(
         name="flatten",
         arguments=_FEATURE,
         infer=shape_rule(lambda x: (math.prod(x),), None),

@@ -1,5 +1,6 @@
 """The places in a model that an operator can replace.
 
+An *attention* is everything from tokens to tokens around a softmax over products of features (`read_attention`).
 A *layer* is a convolution, a product with a constant matrix or a pooling, with the bias and the activation that follow.
 A *branch* is an addition of two features with everything back to the one tensor both are computed from: a residual
 block, its shortcut and the activation after it included, so that dropping the whole branch is a legal replacement.
@@ -17,10 +18,11 @@ from onnx import numpy_helper
 
 from gos_adapt.errors import Rejection
 from gos_adapt.model.model import Model, Site
+from gos_adapt.model.read_attention import AttentionNodes, read_attention
 from gos_adapt.model.read_operator import Tensors, read_operator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gos_adapt.instructions.base import Shape
     from gos_adapt.operators.graph import OperatorGraph
@@ -36,6 +38,10 @@ LAYERS = {
 }
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh")
 MAX_BRANCH_NODES = 10
+MAX_ATTENTION_NODES = 48
+REARRANGING = ("Reshape", "Transpose")
+AFFINE = (*REARRANGING, "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Mul", "Div", "Add", "MatMul", "Gemm")
+"""What exporters put between tokens and queries; a product or sum only with a constant."""
 
 
 def find_sites(model: Model) -> tuple[Site, ...]:
@@ -58,8 +64,22 @@ def find_sites(model: Model) -> tuple[Site, ...]:
                 sites.append(
                     Site(output, kind or _layer_kind(node, operator), names, source, output, operator, weights)
                 )
+    sites += _attentions(graph)
     position = {name: i for i, node in enumerate(graph.nodes) for name in node.output}
     return tuple(sorted(sites, key=lambda site: position[site.output]))
+
+
+def _attentions(graph: _Graph) -> Iterator[Site]:
+    for node in graph.nodes:
+        found = graph.attention(node)
+        if found is None:
+            continue
+        covered, names = found
+        read = read_attention(covered, names, graph.tensors)
+        if not isinstance(read, Rejection):
+            operator, weights = read
+            nodes = tuple(inner.output[0] for inner in covered)
+            yield Site(names.result, "attention", nodes, names.source, names.result, operator, weights)
 
 
 def overlaps(first: Site, second: Site) -> bool:
@@ -143,6 +163,59 @@ class _Graph:
             covered[self.producers[last]] = producer
             frontier = (frontier - set(producer.output)) | self._features(producer)
         return [covered[i] for i in sorted(covered)] + self._follow(node, ACTIVATIONS)
+
+    def attention(self, softmax: onnx.NodeProto) -> tuple[list[onnx.NodeProto], AttentionNodes] | None:
+        """The self-attention around this softmax: its nodes, and where its parts are; None if there is none."""
+        mixing = self._only_reader(softmax.output[0]) if softmax.op_type == "Softmax" else None
+        if mixing is None or mixing.op_type != "MatMul" or mixing.input[0] != softmax.output[0]:
+            return None
+        matching = self._back(softmax.input[0], ("Mul", "Div"))
+        if matching is None or matching.op_type != "MatMul" or len(self._features(matching)) != 2:
+            return None
+        last = mixing
+        while after := self._follow(last, REARRANGING):
+            last = after[0]
+        for op_types in (("MatMul", "Gemm"), ("Add",), REARRANGING):
+            last = (self._follow(last, op_types) or [last])[0]
+        covered = self._back_to_tokens(last, softmax)
+        source = self.single_source(covered)
+        if source is None:
+            return None
+        queries, keys = matching.input
+        names = AttentionNodes(
+            source, queries, keys, softmax.input[0], mixing.input[1], mixing.output[0], last.output[0]
+        )
+        return covered, names
+
+    def _back_to_tokens(self, last: onnx.NodeProto, softmax: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Everything back to the one tensor of tokens that queries, keys and values are projections of."""
+        covered = {self.producers[last.output[0]]: last}
+        frontier = self._features(last)
+        projected = 0
+        while len(covered) <= MAX_ATTENTION_NODES and not frontier.isdisjoint(self.producers):
+            latest = max(frontier, key=lambda name: self.producers.get(name, -1))
+            node = self.nodes[self.producers[latest]]
+            within = self.producers[softmax.output[0]] not in covered or len(frontier) > 1
+            constant = len(self._features(node)) == 1
+            if not within and (projected or node.op_type not in AFFINE or not constant):
+                break
+            before_softmax = self.producers[latest] < self.producers[softmax.output[0]]
+            projected += before_softmax and constant and node.op_type in ("MatMul", "Gemm")
+            covered[self.producers[latest]] = node
+            frontier = (frontier - set(node.output)) | self._features(node)
+        return [covered[i] for i in sorted(covered)]
+
+    def _back(self, name: str, op_types: Sequence[str]) -> onnx.NodeProto | None:
+        """The node that computes a tensor, nodes of these op types with a constant left out."""
+        while name in self.producers:
+            node = self.nodes[self.producers[name]]
+            if node.op_type not in op_types or len(self._features(node)) != 1:
+                return node
+            (name,) = self._features(node)
+        return None
+
+    def _only_reader(self, name: str) -> onnx.NodeProto | None:
+        return self.successors.get(name) if self.reads[name] == 1 else None
 
     def single_source(self, covered: Sequence[onnx.NodeProto]) -> str | None:
         """The one feature these nodes read from outside, provided only their last output is read outside."""

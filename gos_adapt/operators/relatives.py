@@ -35,13 +35,13 @@ class Relative:
 
     Attributes:
         name: For example ``"low_rank_out 8"``.
-        build: Writes it: builder, the replaced node's first argument -> the value that takes the node's place, which
-            it adds last.
+        build: Writes it: builder, the replaced node's feature arguments -> the value that takes the node's place,
+            which it adds last.
         initial: Weights for the leaves `build` adds, in that order, from the replaced node's weight arguments.
     """
 
     name: str
-    build: Callable[[Builder, int], int]
+    build: Callable[..., int]
     initial: Callable[..., Arrays] = _no_weights
 
 
@@ -418,6 +418,42 @@ def _power_softmax(c: int, n: int) -> Relative:
     return Relative(f"power_softmax {n}", build, lambda: (ones / np.float32(n), ones, ones))
 
 
+def _attention_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:
+    """Without the matrix of all pairs of positions, or with a smaller one; or without looking elsewhere at all."""
+    heads = as_int(hyper["heads"])
+    yield Relative("linear_attention", lambda b, q, k, v: b.apply("linear_attention", q, k, v, heads=heads))
+    for part in (2, 4):
+        if x[2] >= 2 * part:
+            yield _pooled_attention((min(part, x[1]), part), heads)
+    yield Relative("values alone", lambda b, _q, _k, v: b.apply("identity", v))
+    yield _neighbours(x[0], (1, 3) if x[1] == 1 else (3, 3))
+
+
+def _pooled_attention(window: Shape, heads: int) -> Relative:
+    """Keys and values averaged over disjoint windows.
+
+    Reference: Wang et al., "Pyramid vision transformer", ICCV 2021, section 3.3, with an average for their projection.
+    """
+
+    def build(b: Builder, q: int, k: int, v: int) -> int:
+        keys, values = (b.apply("average_pool", x, kernel=window, stride=window, padding=(0, 0, 0, 0)) for x in (k, v))
+        return b.apply("attention", q, keys, values, heads=heads)
+
+    return Relative(f"pooled_attention {by(window)}", build)
+
+
+def _neighbours(channels: int, kernel: Shape) -> Relative:
+    """Values of the position and its neighbours, each channel by itself; at first of the position alone."""
+    middle = tuple(size // 2 for size in kernel)
+    filters = np.zeros((channels, 1, *kernel), np.float32)
+    filters[:, :, middle[0], middle[1]] = 1
+    return Relative(
+        f"depthwise {by(kernel)} of the values",
+        lambda b, _q, _k, v: b.convolution(v, channels, kernel, padding=middle * 2, groups=channels),
+        lambda: (filters,),
+    )
+
+
 def _activation_relatives(*others: Relative) -> Callable[[Shape, Hyper], Iterator[Relative]]:
     return lambda _x, _hyper: iter(others)
 
@@ -441,5 +477,6 @@ RELATIVES: dict[str, Callable[[Shape, Hyper], Iterator[Relative]]] = {
     "tanh": _activation_relatives(_LEAKY_RELU, _HARD_SWISH),
     "hard_swish": _activation_relatives(_RELU, _LEAKY_RELU),
     "softmax": _softmax_relatives,
+    "attention": _attention_relatives,
 }
 """Instruction -> its relatives, from the shape of its first argument and its settings."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS, activation
+from gos_adapt.instructions.base import Kind
 from gos_adapt.operators import factors
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.canonical import canonicalise
@@ -89,7 +90,8 @@ def _canonical_seed(name: str, graph: OperatorGraph, initial: Initial) -> Seed:
 
 def _node_seeds(operator: OperatorGraph) -> Iterator[Seed]:
     for i, node in enumerate(operator.nodes):
-        if node.op in RELATIVES and all(operator.nodes[a].op == WEIGHT for a in node.args[1:]):
+        weights = node.args[INSTRUCTIONS[node.op].arguments.count(Kind.FEATURE) :] if node.op in RELATIVES else ()
+        if node.op in RELATIVES and all(operator.nodes[a].op == WEIGHT for a in weights):
             for relative in RELATIVES[node.op](operator.types[node.args[0]].shape, dict(node.hyper)):
                 seed = _substituted(operator, i, relative)
                 if isinstance(seed, Seed):
@@ -99,12 +101,14 @@ def _node_seeds(operator: OperatorGraph) -> Iterator[Seed]:
 def _substituted(operator: OperatorGraph, place: int, relative: Relative) -> Seed | Rejection:
     """Write `operator` again with `relative` instead of node `place`."""
     builder = Builder()
+    arguments = operator.nodes[place].args
+    features = arguments[: INSTRUCTIONS[operator.nodes[place].op].arguments.count(Kind.FEATURE)]
     position: list[int] = []
     sources: list[tuple[str, int]] = []  # of each weight: among the operator's own, or among the relative's
     for i, node in enumerate(operator.nodes):
         if i == place:
             before = builder.weight_count
-            position.append(relative.build(builder, position[node.args[0]]))
+            position.append(relative.build(builder, *(position[a] for a in features)))
             sources += [("relative", k) for k in range(builder.weight_count - before)]
         else:
             position.append(builder.add(Node(node.op, tuple(position[a] for a in node.args), node.hyper, node.shape)))
@@ -113,7 +117,7 @@ def _substituted(operator: OperatorGraph, place: int, relative: Relative) -> See
     graph = builder.unlimited_graph()
     if isinstance(graph, Rejection):
         return graph
-    replaced = [operator.weights.index(a) for a in operator.nodes[place].args[1:]]
+    replaced = [operator.weights.index(a) for a in arguments[len(features) :]]
 
     def initial(weights: Sequence[Array], _rng: np.random.Generator) -> Arrays:
         derived = {"own": tuple(weights), "relative": relative.initial(*(weights[k] for k in replaced))}

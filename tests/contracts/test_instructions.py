@@ -40,6 +40,12 @@ WEIGHT_PAIRS = (((TALL, TALL), {}), ((VECTOR, VECTOR), {}), (((4, 2, 3, 3),) * 2
 ORDERS = ({"order": 1}, {"order": 2})
 AXES = tuple(((MAP,), {"axis": axis}) for axis in range(3))
 
+ATTENTION = (
+    ((MAP, MAP, MAP), {"heads": 2}),
+    (((4, 1, 5), (4, 2, 3), (6, 2, 3)), {"heads": 1}),
+    (((8, 1, 7), (8, 1, 7), (8, 1, 7)), {"heads": 4}),
+)
+
 CASES = {
     "cross_correlation": (
         ((MAP, (4, 4, 3, 3)), CONVOLUTION),
@@ -52,6 +58,9 @@ CASES = {
     "matrix_vector_product": ((((4, 6), (6,)), {}), (((1, 1), (1,)), {})),
     "dot_product": PAIRS,
     "outer_product": (((VECTOR, (3,)), {}), (((1,), (1,)), {})),
+    "attention": ATTENTION,
+    "linear_attention": ATTENTION,
+    "transpose": (((TALL,), {}), ((WIDE,), {})),
     "scale": (((MAP, (1,)), {}), ((VECTOR, (1,)), {})),
     "vector_norm": tuple(((shape,), order) for shape in (MAP, VECTOR) for order in ORDERS),
     "frobenius_norm": (((MAP,), {}),),
