@@ -302,7 +302,8 @@ def test_without_a_linker_the_trials_are_not_to_blame(
 def test_builders_that_do_not_end_are_given_up_and_the_next_build_has_new_ones(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_pool, "_BUILD_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(build_pool, "_BUILD_S", 0.0)
+    monkeypatch.setattr(build_pool, "_TRIAL_S", 0.0)
     with BuildPool(session.device, tmp_path) as pool:
         stalled = pool.build({"a": trial(), "b": trial()})
         assert [dict(library.refused) for library in stalled] == [

@@ -9,6 +9,7 @@ from example_models import normal
 from example_search import CONDITIONS, QUICK, context_for, counted_latencies, residual_model, sites_named
 
 from gos_adapt.finetune.equivalence import TOLERANCE, EquivalenceJudge
+from gos_adapt.model.sites import find_sites
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.cascade import ACCURACY, LEVEL_NAMES, Settings, objectives
@@ -129,7 +130,8 @@ def test_more_objectives_keep_more_on_the_front(whole, model, tmp_path):
 def test_seeds_of_families_are_judged_even_where_others_dominate_them(model, tmp_path):
     generous = {"epsilon": 1e6, "max_fit_error": math.inf, "measurements": 24, "judgements": 24}
     settings = Settings(generations=1, population=12, offspring=8, families_first=True, **generous)
-    front, _ = run(model, tmp_path, settings=settings)
+    branch = next(site for site in find_sites(model) if site.kind == "branch")
+    front, _ = run(model, tmp_path, settings=settings, names=(branch.name,))
     measured = [o for o in front.outcomes if o.candidate.family and o.latency is not None and o.reason is None]
     assert {"shortcut", "narrowed to 4/8"} <= {outcome.candidate.family for outcome in measured}
     assert all(outcome.feasible for outcome in measured)
