@@ -181,6 +181,11 @@ class _Layer:
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
 
+    def padded(self, features: Tensor) -> Tensor:
+        """Put the zeros around maps that the windows may reach."""
+        top, left, bottom, right = self.padding
+        return F.pad(features, (left, right, top, bottom))
+
 
 def _convolution(node: Node) -> _Layer:
     hyper = dict(node.hyper)
@@ -232,19 +237,22 @@ def _below_upsample(_problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wa
     return [replace(wanted, node=node.args[0], target=F.avg_pool2d(wanted.target, factor))]
 
 
+def _without_bias(problem: _Problem, wanted: _Wanted) -> Tensor:
+    """The target with the free bias as it is taken off: where channels are something else below, it cannot be solved."""
+    if wanted.bias is None:
+        return wanted.target
+    return wanted.target - _along_channels(problem.weights[wanted.bias][wanted.channels], wanted.target)
+
+
 def _below_reshape(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    target = wanted.target
-    if wanted.bias is not None:  # channels are something else below: the bias stays as it is
-        target = target - _along_channels(problem.weights[wanted.bias][wanted.channels], target)
+    target = _without_bias(problem, wanted)
     target = target.reshape(len(target), *problem.operator.types[node.args[0]].shape)
     return [_Wanted(node.args[0], target, torch.arange(target.shape[1]))]
 
 
 def _below_transpose(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    target = wanted.target
-    if wanted.bias is not None:  # channels are something else below: the bias stays as it is
-        target = target - _along_channels(problem.weights[wanted.bias][wanted.channels], target)
-    return [_Wanted(node.args[0], target.transpose(1, 2), torch.arange(target.shape[2]))]
+    target = _without_bias(problem, wanted).transpose(1, 2)
+    return [_Wanted(node.args[0], target, torch.arange(target.shape[1]))]
 
 
 _TARGETS: dict[str, Callable[[_Problem, _Wanted, Node], list[_Wanted]]] = {
@@ -278,8 +286,7 @@ def _regress(
     Returns:
         The weight, and the bias (zeros without one).
     """
-    top, left, bottom, right = layer.padding
-    padded = F.pad(features, (left, right, top, bottom))
+    padded = layer.padded(features)
     height, width = target.shape[2:]
     groups, unknowns = layer.groups, weight[0].numel() + with_bias
     wanted_rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns)
@@ -313,8 +320,7 @@ def _principal(features: Tensor, filters: Tensor, layer: _Layer, rank: int, *, c
 
     The spread is about the mean, or about zero if not `centred`; the mean is then given as zero.
     """
-    top, left, bottom, right = layer.padding
-    padded = F.pad(features, (left, right, top, bottom))
+    padded = layer.padded(features)
     total = torch.zeros(len(filters), dtype=torch.float64)
     moment = torch.zeros(len(filters), len(filters), dtype=torch.float64)
     count = 0

@@ -244,7 +244,7 @@ class Teacher:
     def loss(self, model: Model) -> float:
         """Distillation loss of a model on mixed pairs of selection inputs; infinite if it computes what is no number.
 
-        Nothing of such inputs was seen by either in any training, and no label is needed.
+        Such mixtures were in no training of either, though the original may have seen the samples; no label is needed.
         """
         executor = TorchExecutor(model.proto)
         outputs = torch.cat([self._compute(executor, inputs) for inputs, _ in self._exam])

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Of the result's scale."""
-MAX_TOKENS_TIMES_CHANNELS = 2**20
-"""Larger places are not measured: finding sites must stay quick."""
+MAX_WORK = 2**20
+"""Tokens times channels squared. Larger places are not measured: finding sites must stay quick."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_attention(
     source, result = tensors.shapes.get(names.source, ()), tensors.shapes.get(names.result, ())
     if len(source) != 2 or len(result) != 2 or source[0] != result[0]:
         return Rejection(f"tokens of one length expected, got {source} and {result}")
-    if math.prod(source) * source[1] > MAX_TOKENS_TIMES_CHANNELS:
+    if math.prod(source) * source[1] > MAX_WORK:
         return Rejection("too large to be measured")
     try:
         executor = TorchExecutor(_part(nodes, names, tensors))

@@ -180,6 +180,11 @@ def infer_types(nodes: tuple[Node, ...]) -> tuple[ValueType, ...] | Rejection:
     return tuple(types)
 
 
+def feature_arguments(node: Node) -> tuple[int, ...]:
+    """The arguments of an instruction that are features; weights come after them."""
+    return node.args[: INSTRUCTIONS[node.op].arguments.count(Kind.FEATURE)]
+
+
 def infer_node(node: Node, types: Sequence[ValueType]) -> ValueType | Rejection:
     """Kind and shape of the node that comes after nodes of these types."""
     inferred = _infer_leaf(node) if node.op in LEAVES else _infer_instruction(node, types)

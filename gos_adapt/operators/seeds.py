@@ -17,11 +17,10 @@ import numpy as np
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS, activation
-from gos_adapt.instructions.base import Kind
 from gos_adapt.operators import factors
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.canonical import canonicalise
-from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph, typed
+from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph, feature_arguments, typed
 from gos_adapt.operators.narrowing import Neck, necks
 from gos_adapt.operators.relatives import RELATIVES, Relative
 
@@ -90,8 +89,9 @@ def _canonical_seed(name: str, graph: OperatorGraph, initial: Initial) -> Seed:
 
 def _node_seeds(operator: OperatorGraph) -> Iterator[Seed]:
     for i, node in enumerate(operator.nodes):
-        weights = node.args[INSTRUCTIONS[node.op].arguments.count(Kind.FEATURE) :] if node.op in RELATIVES else ()
-        if node.op in RELATIVES and all(operator.nodes[a].op == WEIGHT for a in weights):
+        if node.op in RELATIVES and all(
+            operator.nodes[a].op == WEIGHT for a in node.args[len(feature_arguments(node)) :]
+        ):
             for relative in RELATIVES[node.op](operator.types[node.args[0]].shape, dict(node.hyper)):
                 seed = _substituted(operator, i, relative)
                 if isinstance(seed, Seed):
@@ -102,7 +102,7 @@ def _substituted(operator: OperatorGraph, place: int, relative: Relative) -> See
     """Write `operator` again with `relative` instead of node `place`."""
     builder = Builder()
     arguments = operator.nodes[place].args
-    features = arguments[: INSTRUCTIONS[operator.nodes[place].op].arguments.count(Kind.FEATURE)]
+    features = feature_arguments(operator.nodes[place])
     position: list[int] = []
     sources: list[tuple[str, int]] = []  # of each weight: among the operator's own, or among the relative's
     for i, node in enumerate(operator.nodes):

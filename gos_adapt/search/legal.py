@@ -18,7 +18,18 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
 from gos_adapt.operators.canonical import canonicalise
-from gos_adapt.operators.graph import INPUT, LEAVES, THESIS, WEIGHT, Limits, Node, OperatorGraph, infer_types, typed
+from gos_adapt.operators.graph import (
+    INPUT,
+    LEAVES,
+    THESIS,
+    WEIGHT,
+    Limits,
+    Node,
+    OperatorGraph,
+    feature_arguments,
+    infer_types,
+    typed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +74,7 @@ def derive_weight_shapes(nodes: tuple[Node, ...]) -> tuple[Node, ...] | Rejectio
     shapes: list[Shape] = []
     for i, node in enumerate(nodes):
         if node.op not in LEAVES and Kind.FEATURE in INSTRUCTIONS[node.op].arguments:
-            feature_shapes = tuple(shapes[a] for a in _feature_arguments(node))
+            feature_shapes = tuple(shapes[a] for a in feature_arguments(node))
             needed = INSTRUCTIONS[node.op].weight_shapes(feature_shapes, dict(node.hyper))
             for a, shape in zip(node.args[len(feature_shapes) :], needed, strict=True):
                 if result[a].op == WEIGHT:
@@ -74,10 +85,6 @@ def derive_weight_shapes(nodes: tuple[Node, ...]) -> tuple[Node, ...] | Rejectio
             return Rejection(f"v{i} = {node.op}: {inferred.reason}")
         shapes.append(inferred)
     return tuple(result)
-
-
-def _feature_arguments(node: Node) -> tuple[int, ...]:
-    return node.args[: INSTRUCTIONS[node.op].arguments.count(Kind.FEATURE)]
 
 
 def _shape(node: Node, shapes: Sequence[Shape]) -> Shape | Rejection:
