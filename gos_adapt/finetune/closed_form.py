@@ -238,7 +238,7 @@ def _below_upsample(_problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wa
 
 
 def _without_bias(problem: _Problem, wanted: _Wanted) -> Tensor:
-    """The target with the free bias as it is taken off: where channels are something else below, it cannot be solved."""
+    """The target with the free bias taken off: where channels are something else below, it cannot be solved."""
     if wanted.bias is None:
         return wanted.target
     return wanted.target - _along_channels(problem.weights[wanted.bias][wanted.channels], wanted.target)
