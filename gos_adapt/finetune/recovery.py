@@ -13,9 +13,8 @@ favour what was trained less, because its weights remember them: of two ResNet-2
 samples right after 295 steps, the other 92.6 % after 2,199; of samples never seen 88.2 and 89.5 %.
 
 Reference: METHOD 1.4.3, 1.4.4; Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR
-2022. Deviations from METHOD 1.3: Adam, with steps relative to the size of each weight: batch normalisation is folded,
-and factors from a closed form can be badly scaled; the learning rate rises and then falls along a cosine, so that the
-last steps settle; products compute in mixed precision.
+2022. Deviations from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then falls along a
+cosine, so that the last steps settle; products compute in mixed precision.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel
 from gos_adapt.finetune.distil import score
-from gos_adapt.finetune.fit import typical_size
+from gos_adapt.finetune.optimizer import Optimizer
 from gos_adapt.finetune.precision import mixed_precision
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
@@ -48,13 +47,12 @@ if TYPE_CHECKING:
 
     State = Mapping[str, Array]
 
-STEPS = "steps"
-VARIANTS = 32
-"""Passes over the samples, each augmented and mixed anew, after which the teacher's answers repeat."""
+STEPS, OPTIMIZER = "steps", "optimizer."
+"""Names in a state."""
+VARIANTS = 16
+"""Passes over the samples, each augmented and mixed anew, after which they and the teacher's answers repeat."""
 MAX_BYTES = 2**28
 """Of the teacher's answers that are kept; further ones are computed again."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps for each weight."""
 
 
 @dataclass(frozen=True)
@@ -162,19 +160,14 @@ class _Student:
         self._operators = [TorchOperator(r.operator, r.weights) for r in self._given]
         self.parameters = [leaf for operator in self._operators for leaf in operator.parameters()]
         if self.parameters:
-            groups = [{"params": [leaf], "scale": typical_size(leaf)} for leaf in self.parameters]
-            self._optimizer = torch.optim.Adam(groups)
+            self._optimizer = Optimizer(self.parameters)
 
     def learn(self, inputs: Tensor, wanted: Tensor, learning_rate: float) -> None:
         """Take one step on a batch, towards the teacher's outputs."""
         with mixed_precision():
             outputs = self._model({self._model.source: inputs}, self._operators).float()
         loss = self._task.loss.distillation(outputs, wanted, self._task.temperature)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate * group["scale"]
-        self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._optimizer.step()
+        self._optimizer.step(loss, learning_rate)
 
     def replacements(self) -> tuple[Replacement, ...]:
         """The replacements with the weights as they are now, in the order they were given."""
@@ -186,23 +179,18 @@ class _Student:
 
     def state(self, steps: int) -> State:
         """Everything that `restore` needs."""
-        arrays: dict[str, Array] = {STEPS: np.array(steps, np.int64)}
-        for k, leaf in enumerate(self.parameters):
-            arrays[f"weight.{k}"] = leaf.detach().numpy().copy()
-            moments = self._optimizer.state[leaf]
-            for name in MOMENTS:
-                arrays[f"{name}.{k}"] = moments[name].numpy().copy()
-        return arrays
+        weights = {f"weight.{k}": leaf.detach().numpy().copy() for k, leaf in enumerate(self.parameters)}
+        moments = {f"{OPTIMIZER}{name}": value for name, value in self._optimizer.state().items()}
+        return {STEPS: np.array(steps, np.int64), **weights, **moments}
 
     def restore(self, state: State) -> int:
         """Go back to a state of the same student; return its number of steps."""
-        steps = int(state[STEPS])
         with torch.no_grad():
             for k, leaf in enumerate(self.parameters):
                 leaf.copy_(torch.from_numpy(state[f"weight.{k}"]))
-                moments = {name: torch.from_numpy(state[f"{name}.{k}"].copy()) for name in MOMENTS}
-                self._optimizer.state[leaf].update(moments, step=torch.tensor(float(steps)))
-        return steps
+        own = {name.removeprefix(OPTIMIZER): value for name, value in state.items() if name.startswith(OPTIMIZER)}
+        self._optimizer.restore(own)
+        return int(state[STEPS])
 
 
 class Teacher:

@@ -61,7 +61,9 @@ def _torch(
     padding: Shape,
     dilation: Shape,
     groups: int,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    # `operators.torch_form` hands over the bias that follows, as `operators.onnx_form` does
     top, left, bottom, right = padding
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
@@ -69,7 +71,7 @@ def _torch(
         # The gradient of a strided 1x1 convolution of few channels in channels-last order writes outside its memory
         # (oneDNN issue 6035, torch 2.13); reading every stride-th place first is the same and safe.
         x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
-    return F.conv2d(x, w, None, stride, (top, left), dilation, groups)
+    return F.conv2d(x, w, bias, stride, (top, left), dilation, groups)
 
 
 def _onnx(emitter: OnnxEmitter, names: tuple[str, ...], _shapes: tuple[Shape, ...], hyper: Hyper) -> str:

@@ -185,6 +185,19 @@ def feature_arguments(node: Node) -> tuple[int, ...]:
     return node.args[: INSTRUCTIONS[node.op].arguments.count(Kind.FEATURE)]
 
 
+def convolution_biases(graph: OperatorGraph) -> dict[int, int]:
+    """Convolution -> the bias node that alone reads it, if it adds a leaf: one function for both in ONNX and torch."""
+    uses = [a for node in graph.nodes for a in node.args]
+    return {
+        node.args[0]: i
+        for i, node in enumerate(graph.nodes)
+        if node.op == "channel_bias"
+        and graph.nodes[node.args[0]].op == "cross_correlation"
+        and graph.nodes[node.args[1]].op == WEIGHT
+        and uses.count(node.args[0]) == 1
+    }
+
+
 def infer_node(node: Node, types: Sequence[ValueType]) -> ValueType | Rejection:
     """Kind and shape of the node that comes after nodes of these types."""
     inferred = _infer_leaf(node) if node.op in LEAVES else _infer_instruction(node, types)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.schedule_hints import to_remark
 from gos_adapt.operators.evaluate import fold
-from gos_adapt.operators.graph import LEAVES, OperatorGraph
+from gos_adapt.operators.graph import LEAVES, OperatorGraph, convolution_biases
 from gos_adapt.operators.hints import without_hints
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, i
     folded, hints = without_hints(folded)
     names = dict(zip(folded.inputs, inputs, strict=True))
     names |= {i: emitter.constant(w.astype(np.float32)) for i, w in zip(folded.weights, constants, strict=True)}
-    biases = _convolution_biases(folded)
+    biases = convolution_biases(folded)
     for i, node in enumerate(folded.nodes):
         if i in biases.values():
             names[i] = names[node.args[0]]
@@ -79,18 +79,6 @@ def emit(graph: OperatorGraph, weights: Sequence[Array], emitter: OnnxEmitter, i
             if i in hints:
                 emitter.nodes[-1].doc_string = to_remark(hints[i])
     return names[len(folded.nodes) - 1]
-
-
-def _convolution_biases(graph: OperatorGraph) -> dict[int, int]:
-    """Return convolution -> the bias node that is its only use: ONNX has one Conv for the two."""
-    uses = [a for node in graph.nodes for a in node.args]
-    return {
-        node.args[0]: i
-        for i, node in enumerate(graph.nodes)
-        if node.op == "channel_bias"
-        and graph.nodes[node.args[0]].op == "cross_correlation"
-        and uses.count(node.args[0]) == 1
-    }
 
 
 def to_onnx(graph: OperatorGraph, weights: Sequence[Array], *, opset: int = OPSET) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from torch import nn
 
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.operators.evaluate import check_weights
-from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, OperatorGraph
+from gos_adapt.operators.graph import LEAVES, OperatorGraph, convolution_biases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,18 +31,22 @@ class TorchOperator(nn.Module):
         super().__init__()
         check_weights(graph, weights)
         self.graph = graph
+        self._biases = convolution_biases(graph)
         self.leaves = nn.ParameterList(_channels_last(torch.tensor(np.asarray(array, np.float32))) for array in weights)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Compute the result ``(n, *output_shape)`` from one tensor ``(n, *shape)`` for each input leaf."""
-        leaves = {INPUT: iter(inputs), WEIGHT: iter(self.leaves)}
-        values: list[torch.Tensor] = []
-        for node in self.graph.nodes:
-            if node.op in LEAVES:
-                values.append(next(leaves[node.op]))
-            else:
-                values.append(INSTRUCTIONS[node.op].torch(*(values[a] for a in node.args), **dict(node.hyper)))
-        return values[-1]
+        values: dict[int, torch.Tensor] = dict(zip(self.graph.inputs, inputs, strict=True))
+        values |= zip(self.graph.weights, self.leaves, strict=True)
+        for i, node in enumerate(self.graph.nodes):
+            if i in self._biases.values():
+                values[i] = values[node.args[0]]
+            elif node.op not in LEAVES:
+                hyper: dict[str, Any] = dict(node.hyper)
+                if i in self._biases:
+                    hyper["bias"] = values[self.graph.nodes[self._biases[i]].args[1]]
+                values[i] = INSTRUCTIONS[node.op].torch(*(values[a] for a in node.args), **hyper)
+        return values[len(self.graph.nodes) - 1]
 
     def weights(self) -> tuple[Array, ...]:
         """Return copies of the weights as numpy arrays, in node order."""

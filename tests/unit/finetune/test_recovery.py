@@ -36,7 +36,7 @@ def replacements(model):
     return tuple(found)
 
 
-def recovered(model, task, replacements, steps=40, **options):
+def recovered(model, task, replacements, steps=100, **options):
     return recover(
         model, replacements, task, FAST, lambda step: step / steps, teacher=Teacher(model, task, 3), **options
     )
@@ -75,7 +75,7 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(model, task, repl
     recovered(model, task, replacements, keep=states.append)
     middle = next(state for state in states if int(state[STEPS]) == 17)
     rest = recovered(model, task, replacements, resume=middle)
-    assert rest.steps == whole.steps == 40
+    assert rest.steps == whole.steps == 100
     for one, other in zip(rest.replacements, whole.replacements, strict=True):
         for mine, theirs in zip(one.weights, other.weights, strict=True):
             np.testing.assert_array_equal(mine, theirs)

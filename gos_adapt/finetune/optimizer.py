@@ -1,0 +1,94 @@
+"""The optimiser of long trainings: steps relative to the size of each weight, orthogonal for matrices.
+
+A matrix, or the filters of a convolution as one, moves along the nearest orthogonal matrix to its gradient (Muon), so
+that all directions are learnt equally fast. Biases, scales and filters of one input channel, which mix nothing, move by
+Adam. Both take steps that are a given fraction of the weight's own size: batch normalisation is folded into the
+weights, and factors from a closed form can be badly scaled.
+
+Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; steps made as large as Adam's
+after Liu et al., "Muon is scalable for LLM training", 2025, section 2.2. Deviation: no weight decay, as the teacher's
+function is what is wanted; the first and the last layer are matrices like the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gos_adapt.finetune.fit import typical_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    Array = np.ndarray[Any, Any]
+
+
+class Optimizer:
+    """Takes steps along the gradients of weights.
+
+    Args:
+        leaves: To train, at least one.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self._leaves = leaves
+        matrices = [leaf for leaf in leaves if _is_matrix(leaf)]
+        others = [leaf for leaf in leaves if not _is_matrix(leaf)]
+        self._views = [_as_matrix(leaf.detach()) for leaf in matrices]  # of the same memory
+        self._matrices = matrices
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self._parts.append(torch.optim.Muon(_groups(self._views), weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        if others:
+            self._parts.append(torch.optim.Adam(_groups(others)))
+
+    def step(self, loss: Tensor, learning_rate: float) -> None:
+        """Take one step down a loss; the learning rate is relative to the root mean square of each weight."""
+        for leaf in self._leaves:
+            leaf.grad = None
+        torch.autograd.backward(loss)
+        for leaf, view in zip(self._matrices, self._views, strict=True):
+            view.grad = None if leaf.grad is None else _as_matrix(leaf.grad)
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate * group["scale"]
+            part.step()
+
+    def state(self) -> Mapping[str, Array]:
+        """What is remembered of earlier steps."""
+        return {
+            f"{k}.{name}": value.numpy().copy()
+            for k, remembered in enumerate(self._remembered())
+            for name, value in remembered.items()
+        }
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go back to what `state` returned for the same weights."""
+        for k, remembered in enumerate(self._remembered()):
+            own = f"{k}."
+            remembered |= {
+                name.removeprefix(own): torch.from_numpy(np.array(value))
+                for name, value in state.items()
+                if name.startswith(own)
+            }
+
+    def _remembered(self) -> Iterator[dict[str, Tensor]]:
+        for part in self._parts:
+            for group in part.param_groups:
+                yield from (part.state[weight] for weight in group["params"])
+
+
+def _is_matrix(leaf: Tensor) -> bool:
+    return leaf.dim() in (2, 4) and leaf.shape[1] > 1
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A row a filter, in the order of memory; a copy where that is not channels last."""
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _groups(weights: Sequence[Tensor]) -> list[dict[str, Any]]:
+    return [{"params": [weight], "scale": typical_size(weight)} for weight in weights]
