@@ -50,7 +50,7 @@ SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.25, 0.1, 0.15
 """Of the time left: at most for all searches, for the table, and for each trial where no latency is asked for."""
 SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
-HEAT_SHARE, HEAT_S = 0.1, 20.0
+HEAT_SHARE, HEAT_S = 0.07, 15.0
 """Of the time of a race, for each heat; and what one set must have of it to show anything: fewer sets run otherwise."""
 FIT_SHARE = 0.5
 GENERATIONS = 4

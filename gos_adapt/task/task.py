@@ -53,7 +53,7 @@ class Task:
     test: Split
     calibration: Split
     batch: int = 128
-    temperature: float = 4.0
+    temperature: float = 40.0
     augmentation: Augmentation = NONE
 
     def __post_init__(self) -> None:

@@ -100,11 +100,16 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(model, task):
     assert not np.array_equal(first[0][0], first[1][0])
 
 
-def test_pairs_are_mixed_in_one_proportion():
-    samples = torch.arange(5.0)[:, None]
-    mixed = mixed_in_pairs(samples, np.random.default_rng(1))
-    share = float(np.random.default_rng(1).random())
-    np.testing.assert_allclose(mixed[:, 0], [4 - 4 * share, 3 - 2 * share, 2, 1 + 2 * share, 4 * share], rtol=1e-6)
+def test_pairs_are_mixed_in_their_own_proportions():
+    mixed = mixed_in_pairs(torch.arange(4.0)[:, None], np.array([0.0, 0.5, 1.0, 0.25]))
+    np.testing.assert_allclose(mixed[:, 0], [0, 1.5, 1, 0.75 * 3], rtol=1e-6)
+
+
+def test_every_second_sample_reaches_training_unmixed(model, task):
+    inputs, _ = Teacher(model, task, 0)[0]
+    given = {sample.tobytes() for sample in task.training.arrays()[0]}
+    unmixed = sum(sample.numpy().tobytes() in given for sample in inputs)
+    assert 0.25 < unmixed / len(inputs) < 0.75
 
 
 def test_the_learning_rate_rises_and_falls():
