@@ -202,12 +202,14 @@ class Table:
             return (), ("The latency that was asked for is that of the original, or more.",)
         reached: RowSet | None = None
         chosen: RowSet = ()
+        tried: list[RowSet] = []
         wanted_s = goal_saving_s * self._overestimate
         for _ in range(ROUNDS):
             found = cheapest_set(options, min(wanted_s, most_s), limit)
-            before, chosen = chosen, () if isinstance(found, Rejection) else tuple(rows[i] for i in found)
-            if not chosen or chosen == before:
+            chosen = () if isinstance(found, Rejection) else tuple(rows[i] for i in found)
+            if not chosen or chosen in tried:
                 break
+            tried.append(chosen)
             saved_s = whole_s * (1 - self._ratio(chosen))
             added_s = sum(row.option.saves_s for row in chosen)
             self._setting.progress.note(
