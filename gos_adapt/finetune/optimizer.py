@@ -30,15 +30,17 @@ class Optimizer:
     """Takes steps along the gradients of weights.
 
     Args:
-        leaves: To train, at least one.
+        leaves: To train, at least one; filters in channels-last order.
     """
 
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         self._leaves = leaves
         matrices = [leaf for leaf in leaves if _is_matrix(leaf)]
         others = [leaf for leaf in leaves if not _is_matrix(leaf)]
-        self._views = [_as_matrix(leaf.detach()) for leaf in matrices]  # of the same memory
         self._matrices = matrices
+        self._views = [_as_matrix(leaf.detach()) for leaf in matrices]
+        # a step on a copy would teach nothing
+        assert all(view.data_ptr() == leaf.data_ptr() for view, leaf in zip(self._views, matrices, strict=True))
         self._parts: list[torch.optim.Optimizer] = []
         if matrices:
             self._parts.append(torch.optim.Muon(_groups(self._views), weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
