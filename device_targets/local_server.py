@@ -25,6 +25,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def without_torch() -> None:
+    """Keep TVM from importing torch into a process that has no use for it, which is most of what its start takes.
+
+    TVM's foreign-function layer imports torch wherever it can, and does without it where it cannot.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # makes `import torch` an ImportError
+
+
 def main() -> None:
     """Serve until the parent is gone."""
     parent = os.getppid()
@@ -32,6 +40,7 @@ def main() -> None:
     os.register_at_fork(after_in_child=die_with_parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us
     key = sys.stdin.readline().strip()
+    without_torch()
 
     from tvm.rpc import server  # slow, so after the parent's death is taken care of
     from tvm_ffi import register_global_func

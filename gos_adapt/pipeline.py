@@ -266,7 +266,7 @@ def _delivery_s(strategy: Strategy, model: Model, task: Task | None, device: Dev
     """Guess what delivery will take, from what the same work takes now: profiling, and scoring on a small split."""
     start = time.monotonic()
     strategy.profile(model, find_sites(model), "original")
-    profiled_s = time.monotonic() - start
+    profiled_s = time.monotonic() - start - strategy.workbench.tuning_s  # what is delivered is tuned by then
     if task is None:
         return profiled_s + FIXED_S
     start = time.monotonic()

@@ -118,7 +118,7 @@ def _fate(site: Site, step: Step) -> str:
         return f"{reason}; kept, because no candidate was promising enough, or in time, to be judged"
     if not step.front.best:
         return f"{reason}; kept, because no candidate met the accuracy constraint"
-    if choose(step.front) is not None:
+    if choose(step.front.best) is not None:
         return f"{reason}; kept, because what was found here is not among the replacements chosen together"
     return f"{reason}; kept, because no feasible candidate was clearly faster"
 
@@ -157,12 +157,17 @@ def _search(step: Step, unit: str) -> GroupSearch:
     outcomes = {name: count - late[name] for name, count in outcomes.items()} | {OUT_OF_TIME: late.total()}
     outcomes[NOT_JUDGED] = sum(outcome.waiting for outcome in bred)
     outcomes[FEASIBLE] = sum(outcome.feasible for outcome in bred)
+    shown = [outcome for outcome in bred if outcome.fit_error is not None or outcome.latency is not None]
+    keys = {outcome.candidate.operator.key for outcome in shown}
+    shown += {
+        o.candidate.operator.key: o for o in step.chosen.values() if o.candidate.operator.key not in keys
+    }.values()
     return GroupSearch(
         name=f"{step.sites[0].kind}: {', '.join(site.name for site in step.sites)}",
         sites=tuple(site.name for site in step.sites),
         outcomes={name: count for name, count in outcomes.items() if count or name in step.front.seconds},
         levels_s=dict(step.front.seconds),
-        candidates=tuple(_candidate(o, step, unit) for o in bred if o.fit_error is not None or o.latency is not None),
+        candidates=tuple(_candidate(outcome, step, unit) for outcome in shown),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from gos_adapt.quantities import Measurement
 from gos_adapt.tuning import Tuner, open_store, settle
 from tvm_passes.build import build, prepare, prepare_functions
 from tvm_passes.object_files import ObjectFiles
+from tvm_passes.schedule_kernels import guess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
     from gos_adapt.progress import Progress
     from tvm_passes.build import Built
     from tvm_passes.pipeline import Fused
+    from tvm_passes.schedule_kernels import Choose
 
 CANDIDATE_EFFORT = Effort(rounds=5, samples=6)
 
 
 class Workbench:
     """Measures on one device through its session; a context manager that owns a scratch folder and the tuner.
+
+    Attributes:
+        tuning_s: Seconds spent on tuning the kernels of whole models.
 
     Args:
         session: With the device.
@@ -50,6 +56,7 @@ class Workbench:
         self._folder = TemporaryDirectory(prefix="adapt-")
         self._objects = ObjectFiles(Path(self._folder.name))
         self._count = 0
+        self.tuning_s = 0.0
 
     def __enter__(self) -> Workbench:
         return self
@@ -92,10 +99,12 @@ class Workbench:
         waiting = self._tuner.unknown(fused.kernels)
         if not waiting:
             return
+        start = time.monotonic()
         with self._progress.stage("tune kernels", len(waiting)) as advance:
             tuning = self._tuner.tune(waiting, advance)
         with self._progress.stage("compare the best in place"):
             settle(fused, waiting, self._store, self.session, self._path, self._objects)
+        self.tuning_s += time.monotonic() - start
         self._progress.detail(f"{tuning.trials} variants of {len(waiting)} kernels built and timed")
         for trial, reason in tuning.failed.items():
             self._progress.detail(f"failed: {trial}: {reason}")
@@ -128,19 +137,25 @@ class Workbench:
 
         Args:
             batch: Operators with weights.
-            tuned: Whether kernels that were never tuned are tuned first; without, they run on a guessed schedule.
+            tuned: Whether they run on the schedules that `tune_operators` found; without, all run on guessed ones, also
+                those that were tuned before: what is compared runs under like conditions.
         """
         names = [f"candidate_{k}" for k in range(len(batch))]
         protos = {name: to_onnx(operator, weights) for name, (operator, weights) in zip(names, batch, strict=True)}
-        if tuned:
-            self._tune_functions(protos)
-        measured = self._measure_functions(protos)
+        measured = self._measure_functions(protos, self._tuner.choose if tuned else guess)
         return [measured[name] for name in names]
 
-    def _measure_functions(self, protos: dict[str, Any]) -> dict[str, Measurement]:
+    def tune_operators(self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]]) -> None:
+        """Tune the kernels of operators that were never tuned; what cannot be imported says so when it is measured."""
+        for operator, weights in batch:
+            with contextlib.suppress(ModelImportError):
+                fused = prepare_functions({"operator": to_onnx(operator, weights)}, self.device, 1)
+                self._tuner.tune(self._tuner.unknown(fused.kernels))
+
+    def _measure_functions(self, protos: dict[str, Any], choose: Choose) -> dict[str, Measurement]:
         try:
             fused = prepare_functions(protos, self.device, 1)
-            built = build(fused, self.device, self._path(), self._tuner.choose, objects=self._objects)
+            built = build(fused, self.device, self._path(), choose, objects=self._objects)
             library = self.session.load(built.path)
         except AdaptError as failure:
             if len(protos) == 1:
@@ -151,7 +166,7 @@ class Workbench:
             return {
                 name: latency
                 for half in halves
-                for name, latency in self._measure_functions({name: protos[name] for name in half}).items()
+                for name, latency in self._measure_functions({name: protos[name] for name in half}, choose).items()
             }
         measured = measure(
             self.session,
@@ -159,15 +174,10 @@ class Workbench:
             CANDIDATE_EFFORT,
         )
         for name in [name for name, latency in measured.items() if (latency.error or "").startswith(LOST)]:
-            measured |= self._measure_functions({name: protos[name]})  # another one's crash is not this one's fault
+            measured |= self._measure_functions(
+                {name: protos[name]}, choose
+            )  # another one's crash is not this one's fault
         return measured
-
-    def _tune_functions(self, protos: dict[str, Any]) -> None:
-        """Tune each by itself: what cannot be imported is found out, and said, when it is measured."""
-        for name, proto in protos.items():
-            with contextlib.suppress(ModelImportError):
-                waiting = self._tuner.unknown(prepare_functions({name: proto}, self.device, 1).kernels)
-                self._tuner.tune(waiting)
 
     def _path(self) -> Path:
         """A new file name: a device never sees two libraries of one name."""

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_targets.local_server import die_with_parent
+from device_targets.local_server import die_with_parent, without_torch
 from gos_adapt.errors import Rejection, last_line
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def main() -> None:
     """Build until standard input ends."""
     parent = os.getppid()
     die_with_parent()
+    without_torch()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not pass for an answer
     if os.getppid() != parent:

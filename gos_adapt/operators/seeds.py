@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Arrays = tuple[Array, ...]
 
-NARROWED = (6, 4, 3, 2, 1)
-"""Eighths of the channels between two layers that a narrowed operator keeps."""
+NARROWED = (4, 3, 2, 6, 1)
+"""Eighths of the channels between two layers that a narrowed operator keeps; the most useful first, should time be
+short: what keeps three quarters seldom saves enough, and what keeps an eighth seldom learns enough."""
 Initial = Callable[[Sequence["Array"], np.random.Generator], "Arrays"]
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TRUST = 4
 """How fast a saving loses its worth with the error of the fit. On ResNet-20 one convolution's error of 0.1 costs a
 fraction of a point of accuracy, of 0.4 a whole point; in a branch several times as much."""
+TOGETHER = 8
+"""Candidates measured in one batch: more would overrun the time of a short search, fewer compile the original often."""
 ILL_TYPED = "ill-typed"
 SEEN = "seen before"
 OUT_OF_TIME = "out of time"
@@ -56,12 +58,11 @@ class Settings:
         prediction_slack: How many times the original's latency a prediction must exceed to be believed.
         max_fit_error: Relative error of the fit from which on a candidate is not measured.
         fit_share: Of the time left that the fits of one generation may take.
+        measure_share: Of the time left after them that its measurements may take: the rest is for judging.
         measurements: Most candidates measured in a generation: those that promise most by prediction and fit.
         judgements: Most candidates judged in a generation.
         objectives: What is minimised: names of `search.objectives.OBJECTIVES` (thesis eq. 4.2: the first two).
         limits: How large an operator may be that is bred (METHOD 1.2).
-        families_first: Whether seeds of a family are fitted, measured and judged before all others, and judged even if
-            others dominate them.
     """
 
     generations: int = 50
@@ -73,19 +74,15 @@ class Settings:
     prediction_slack: float = 1.5
     max_fit_error: float = 0.5
     fit_share: float = 0.3
+    measure_share: float = 0.6
     measurements: int = 16
     judgements: int = 3
     objectives: tuple[str, ...] = ("latency change (s)", "parameters")
     limits: Limits = THESIS
-    families_first: bool = False
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.objectives) - OBJECTIVES.keys()):
             raise ValueError(f"unknown objectives {unknown}; known: {', '.join(OBJECTIVES)}")
-
-    def first(self, outcome: Outcome) -> bool:
-        """Whether a candidate comes before others."""
-        return self.families_first and outcome.candidate.family is not None
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,8 @@ class Context:
         sites: The group: alike, in model order.
         predict: Latency of an operator on the device.
         fit_error: Relative error of an operator fitted to the group's first site, from initial weights.
-        measure: Latencies of operators with weights, all in one batch on the device, in order.
+        measure: Latencies of operators with weights, all in one batch on the device, in order. All run on guessed
+            schedules, so that none has an advantage because its kernels were tuned before.
         judge: Fits an operator to all sites from initial weights, trains if there is a task, and says what is lost.
         folder: Keeps every finished evaluation.
         model_key: Of the model as it is now; evaluations of another model do not count.
@@ -185,14 +183,19 @@ def _predicted(outcomes: Sequence[Outcome], context: Context, settings: Settings
 
 def _fitted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
     """Fit within a share of the time, in an order of which every beginning covers all predicted latencies."""
-    left_s = context.time_left()
-    reserve_s = (1 - settings.fit_share) * left_s if math.isfinite(left_s) else 0.0
+    reserve_s = _kept_s(1 - settings.fit_share, context)
     fitted = list(outcomes)
     ranked = sorted(range(len(fitted)), key=lambda i: _predicted_s(fitted[i]))
-    spread = [ranked[position] for position in _spread(len(ranked))]
-    for i in sorted(spread, key=lambda i: not settings.first(fitted[i])):
+    for position in _spread(len(ranked)):
+        i = ranked[position]
         fitted[i] = _fit(fitted[i], context, settings, reserve_s)
     return fitted
+
+
+def _kept_s(share: float, context: Context) -> float:
+    """So much of the time left, in seconds, of which there may be no end."""
+    left_s = context.time_left()
+    return share * left_s if math.isfinite(left_s) else 0.0
 
 
 def _spread(n: int) -> list[int]:
@@ -226,9 +229,10 @@ def _finite(value: float) -> float | None:
 
 
 def _measured(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
-    ranked = sorted(outcomes, key=lambda outcome: (not settings.first(outcome), _expected_s(outcome)))
+    ranked = sorted(outcomes, key=_expected_s)
     late = {id(outcome) for outcome in ranked[settings.measurements :]}
-    chosen = iter(timed([outcome for outcome in outcomes if id(outcome) not in late], context))
+    reserve_s = _kept_s(1 - settings.measure_share, context)
+    chosen = iter(timed([outcome for outcome in outcomes if id(outcome) not in late], context, reserve_s))
     return [
         outcome.stopped(f"{settings.measurements} others promised more")
         if id(outcome) in late
@@ -250,17 +254,20 @@ def _expected_s(outcome: Outcome) -> float:
     return _predicted_s(outcome) / max(1e-9, 1 - outcome.fit_error) ** TRUST
 
 
-def timed(outcomes: Sequence[Outcome], context: Context) -> list[Outcome]:
-    """Measure in one batch with the original; one that was not measured is stopped."""
+def timed(outcomes: Sequence[Outcome], context: Context, reserve_s: float = 0.0) -> list[Outcome]:
+    """Measure in batches, each with the original, until `reserve_s` is left; one that was not measured is stopped."""
     missing = [
         outcome.candidate
         for outcome in outcomes
         if context.key("latency", outcome.candidate.operator) not in context.folder.journal
     ]
-    if missing and context.time_left() > 0:
-        batch = [(context.original, context.sites[0].weights), *((c.operator, c.weights[0]) for c in missing)]
+    for start in range(0, len(missing), TOGETHER):
+        if context.time_left() <= reserve_s:
+            break
+        together = missing[start : start + TOGETHER]
+        batch = [(context.original, context.sites[0].weights), *((c.operator, c.weights[0]) for c in together)]
         original, *measurements = context.measure(batch)
-        for candidate, measurement in zip(missing, measurements, strict=True):
+        for candidate, measurement in zip(together, measurements, strict=True):
             pair = [measurement.to_json(), original.to_json()]
             context.folder.journal.put(context.key("latency", candidate.operator), pair)
     return [_with_latency(outcome, context) for outcome in outcomes]
@@ -307,11 +314,8 @@ def judge(
     outcomes = list(waiting)
     current = list(front)
     judged = 0
-    for i in sorted(
-        range(len(outcomes)), key=lambda i: (settings.first(outcomes[i]), *_promise(outcomes[i])), reverse=True
-    ):
-        dominated = any(dominates(other, outcomes[i], settings.objectives) for other in current)
-        if dominated and not settings.first(outcomes[i]):
+    for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
+        if any(dominates(other, outcomes[i], settings.objectives) for other in current):
             continue  # before anything that depends on the time: a repeated search must pass over the same ones
         known = _judgement_key(outcomes[i], context) in context.folder.journal
         if judged == settings.judgements or (not known and context.time_left() <= 0):

@@ -151,9 +151,9 @@ def _dominated(outcome: Outcome, others: Sequence[Outcome], names: Sequence[str]
     return any(other is not outcome and other.feasible and dominates(other, outcome, names) for other in others)
 
 
-def choose(front: Front) -> Outcome | None:
-    """Return the feasible candidate that is fastest, and faster than the original by more than the noise."""
-    for outcome in front.best:
+def choose(best: Sequence[Outcome]) -> Outcome | None:
+    """Return the first candidate that is faster than the original by more than the noise."""
+    for outcome in best:
         if outcome.latency and outcome.original_latency and clearly_faster(outcome.latency, outcome.original_latency):
             return outcome
     return None

@@ -29,6 +29,7 @@ from gos_adapt.profiling.select import Memory, Selection, SiteCost, amdahl_bound
 from gos_adapt.search.objectives.latency import latency_change_s
 from gos_adapt.search.search import choose
 from gos_adapt.strategies.setting import Adapted, Setting, Step
+from gos_adapt.strategies.tuned_latency import timed_tuned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ MAX_SITES = 10
 """METHOD 1.1."""
 WORTH = 1.01
 """Speed-up that a group must promise at best; less cannot be told from noise."""
+FINALISTS, TUNE_SHARE = 3, 0.1
+"""Operators of a front that meet again on tuned schedules, and the share of the time left that tuning may take."""
 RECOVER_ABOVE = 0.5
 """Share of the allowance that may be used before all replacements are trained together."""
 RECOVERY_STEPS = 200
@@ -165,7 +168,8 @@ class Iterative(Setting):
         settings = replace(self.request.settings, epsilon=self.request.epsilon if self.task else TOLERANCE)
         context = self.context(current, group, profile, partial(self._judge, current, group, time_left), time_left)
         front = self.searched(context, settings, number, f"search {number + 1} ({group[0].kind})")
-        chosen = choose(front)
+        (finalists,) = timed_tuned(self, current, [(group, front.best[:FINALISTS])], TUNE_SHARE * self.time_left())
+        chosen = choose(finalists)
         if chosen is None:
             self.progress.note("nothing both good enough and faster was found here")
         else:

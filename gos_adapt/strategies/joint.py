@@ -1,8 +1,9 @@
 """The global strategy: one table of what every replacement saves and costs, one integer program, one long recovery.
 
     profile the model                                                       (on the device)
-    for each kind of site, the costliest first: search operators that are fast and cost little     (METHOD 1.3, 1.4)
-    table: for each site and each operator found for its kind: latency saved, loss caused          (`table`)
+    for each kind of site, the costliest first: time its relatives, then search operators that are fast and cost little
+                                                                            (METHOD 1.3, 1.4)
+    table: for each site and each of these operators: latency saved, loss caused                   (`table`)
     sets that reach the latency asked for at the least loss: of one family of operators each, and of all
                                                                             (`programme`)
     race: fit each set in model order, each site behind the replacements before it, train it a little, keep the better
@@ -21,41 +22,49 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import torch
 
 from gos_adapt.finetune.adapted import AdaptedModel
 from gos_adapt.finetune.distil import fit_in_order
-from gos_adapt.finetune.fit import THOROUGH
+from gos_adapt.finetune.fit import DEFAULT, THOROUGH
 from gos_adapt.finetune.loss import SAMPLES, LossJudge
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Selection, amdahl_bound
+from gos_adapt.search.candidate import Outcome
+from gos_adapt.search.cascade import timed
+from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies.setting import QUICK, Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gos_adapt.finetune.fit import FitSettings
     from gos_adapt.finetune.recovery import Recovered
     from gos_adapt.model.model import Replacement, Site
     from gos_adapt.profiling.profile import Profile
-    from gos_adapt.search.cascade import Settings
+    from gos_adapt.search.cascade import Context, Settings
     from gos_adapt.strategies.table import RowSet
 
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
-SEARCH_SHARE, TABLE_SHARE, TRIAL_SHARE = 0.25, 0.1, 0.15
-"""Of the time left: at most for all searches, for the table, and for each trial where no latency is asked for."""
+RELATIVES_SHARE, SEARCH_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.15
+"""Of the time left: at most for timing the relatives of all kinds of sites, for all searches, and for each trial where
+no latency is asked for."""
 SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
 HEAT_SHARE, HEAT_S = 0.07, 15.0
 """Of the time of a race, for each heat; and what one set must have of it to show anything: fewer sets run otherwise."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
+THOROUGH_S = 300.0
+"""Seconds of a race from which on sets are fitted thoroughly. On ResNet-20, narrowed to half, that took 24 s more and
+brought the divergence of 600 steps of training, 86 s, from 3.32 to 3.01; a race of seconds has no time for it."""
 THOROUGH_SAMPLES = 1024
-"""For the fit of what was chosen: on resnet20, narrowed, 90 instead of 87 % before any training, for ten seconds."""
 ANY_LOSS = 1e6
 """In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
 MOST_SETS = 12
@@ -79,7 +88,7 @@ class Joint(Setting):
         sites = find_sites(self.model)
         profile = self.profile(self.model, sites, "original")
         steps = self._search_all(profile)
-        table = Table(self, steps, profile, TABLE_SHARE * self.time_left())
+        table = Table(self, steps, profile)
         goal_s = self.request.goal_s(profile.whole.median_s)
         chosen, recovered, notes = self._fastest(table, profile) if goal_s is None else self._reached(table, goal_s)
         if recovered is not None:
@@ -106,12 +115,15 @@ class Joint(Setting):
         kinds = [(group, profile.group_s(group)) for group in self.kinds(profile)]
         bounds = [amdahl_bound(profile.whole.median_s, latency_s) for _, latency_s in kinds]
         worth = [(*kind, bound) for kind, bound in zip(kinds, bounds, strict=True) if bound >= WORTH]
+        contexts = [self._context(group, profile) for group, *_ in worth]
+        relatives = self._relatives(contexts)
         waiting_s = sum(latency_s for _, latency_s, _ in worth)
         time_left = self.clock(None, min(SEARCH_SHARE * self.time_left(), SEARCH_S * len(worth)))
         steps = []
-        for number, (group, latency_s, bound) in enumerate(worth):
+        for number, (_, latency_s, bound) in enumerate(worth):
             seconds = time_left() * latency_s / waiting_s  # what one leaves over, the others have
-            steps.append(self._search(group, profile, bound, number, seconds))
+            context = replace(contexts[number], time_left=self.clock(self.replayed(number), seconds))
+            steps.append(self._search(context, bound, number, relatives[number]))
             waiting_s -= latency_s
         return steps
 
@@ -126,17 +138,33 @@ class Joint(Setting):
                 alike[site.likeness].append(site)
         return sorted(map(tuple, alike.values()), key=lambda group: -profile.group_s(group))
 
-    def _search(self, group: tuple[Site, ...], profile: Profile, bound: float, number: int, seconds: float) -> Step:
-        time_left = self.clock(self.replayed(number), seconds)
-        context = self.context(
-            self.model, group, profile, partial(LossJudge, self.model, group[0], self.lessons, QUICK), time_left
-        )
+    def _context(self, group: tuple[Site, ...], profile: Profile) -> Context:
+        judge = partial(LossJudge, self.model, group[0], self.lessons, QUICK)
+        return self.context(self.model, group, profile, judge, self.time_left)
+
+    def _relatives(self, contexts: Sequence[Context]) -> list[tuple[Outcome, ...]]:
+        """Time the seeds of families at every kind of site, the costliest kinds first."""
+        finished = self.folder.journal.get("relatives")
+        time_left = self.clock(finished, RELATIVES_SHARE * self.time_left())
+        found = []
+        with self.progress.stage("time relatives", len(contexts)) as advance:
+            for context in contexts:
+                seeds = [Outcome(seed, len(context.sites)) for seed in seed_candidates(context.sites) if seed.family]
+                outcomes = timed(seeds, replace(context, time_left=time_left))
+                found.append(tuple(outcome for outcome in outcomes if outcome.reason is None))
+                advance()
+        if finished is None:
+            self.folder.journal.put("relatives", sum(map(len, found)))
+        return found
+
+    def _search(self, context: Context, bound: float, number: int, relatives: tuple[Outcome, ...]) -> Step:
+        group = context.sites
         settings = search_settings(self.request.settings, GENERATIONS)
         front = self.searched(context, settings, number, f"search {len(group)} x {group[0].kind}")
         self.progress.detail(f"{len(front.best)} on the front")
         names = tuple(site.name for site in group)
         reason = f"selected: {len(group)} alike, together at most {bound:.2f}x"
-        return Step(group, Selection(names, dict.fromkeys(names, reason), bound), front, {})
+        return Step(group, Selection(names, dict.fromkeys(names, reason), bound), front, {}, relatives)
 
     # Choice
 
@@ -159,15 +187,20 @@ class Joint(Setting):
         whole_s = profile.whole.median_s
         ladder = [speed_up for speed_up in LADDER if whole_s * (1 - 1 / speed_up) <= table.most_s]
         best: tuple[RowSet, Recovered] | None = None
+        raced: dict[tuple[RowSet, ...], tuple[RowSet, Recovered]] = {}
         seconds, low, high = TRIAL_SHARE * self.time_left(), 0, len(ladder)
         while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
             middle = (low + high) // 2
             name = f"trial-{ladder[middle]}"
+            if _runners_key(name) not in self.folder.journal and self.time_left() <= 0:
+                break
             sets, missed = table.sets(whole_s / ladder[middle], self._runners(name, seconds))
             if missed or not sets:
                 high = middle
                 continue
-            chosen, trial = self._race(sets, name, seconds, PASSES / 4)
+            if tuple(sets) not in raced:  # what reaches one rung may reach the next as well
+                raced[tuple(sets)] = self._race(sets, name, seconds, PASSES / 4)
+            chosen, trial = raced[tuple(sets)]
             lost = self.drop(trial.score)
             self.progress.note(f"{ladder[middle]}x: {lost:.4f} lost after a short recovery")
             if lost < self.request.epsilon:
@@ -182,7 +215,7 @@ class Joint(Setting):
 
     def _runners(self, name: str, seconds: float) -> int:
         """How many sets race for so long."""
-        key = f"runners:{name}"
+        key = _runners_key(name)
         if key not in self.folder.journal:
             self.folder.journal.put(key, int(min(MOST_SETS, max(1, HEAT_SHARE * seconds / HEAT_S))))
         runners: int = self.folder.journal.get(key)
@@ -195,7 +228,8 @@ class Joint(Setting):
         hyperparameter optimization", AISTATS 2016.
         """
         time_left = self.clock(None, seconds)
-        runners = {number: self._fitted(rows, f"{name}-{number}") for number, rows in enumerate(sets)}
+        fitting = THOROUGH if seconds >= THOROUGH_S else DEFAULT
+        runners = {number: self._fitted(rows, fitting) for number, rows in enumerate(sets)}
         heat = 0
         while len(runners) > 1:
             share_s = HEAT_SHARE * time_left() / len(runners)
@@ -218,13 +252,13 @@ class Joint(Setting):
         steps, train_all = self.passes(passes), self.request.train_all
         return self.recover(replacements, name, seconds=seconds, steps=steps, train_all=train_all)
 
-    def _fitted(self, chosen: RowSet, name: str) -> tuple[Replacement, ...]:
-        """Fit the chosen in model order."""
-        file = f"fitted-{name}.safetensors"
+    def _fitted(self, chosen: RowSet, settings: FitSettings) -> tuple[Replacement, ...]:
+        """Fit the chosen in model order, or read from a file what was fitted before."""
         replacements = {row.site.name: row.replacement for row in chosen}
         adapted = AdaptedModel(self.model, [row.site for row in chosen])
         ordered = [replacements[site.name] for site in adapted.sites]
-        key = f"fitted:{name}:{graph_key(splice(self.model, ordered))}"
+        key = f"fitted:{settings.steps}:{graph_key(splice(self.model, ordered))}"
+        file = f"fitted-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
         if key not in self.folder.journal:
             assert self.task is not None
             samples, _ = self.task.training.part(slice(0, THOROUGH_SAMPLES)).arrays()
@@ -232,10 +266,14 @@ class Joint(Setting):
                 start = adapted.at_first_cut(torch.from_numpy(samples))
             operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]
             with self.progress.stage("fit in model order"):
-                fitted = fit_in_order(adapted, start, operators, initial, THOROUGH)
+                fitted = fit_in_order(adapted, start, operators, initial, settings)
             self.save_weights(file, [operator.weights() for operator in fitted])
             self.folder.journal.put(key, True)
         return self.with_weights(file, ordered)
+
+
+def _runners_key(name: str) -> str:
+    return f"runners:{name}"
 
 
 def search_settings(settings: Settings, generations: int) -> Settings:
@@ -246,7 +284,6 @@ def search_settings(settings: Settings, generations: int) -> Settings:
         epsilon=ANY_LOSS,
         generations=generations,
         judgements=settings.measurements,
-        families_first=True,
         max_fit_error=math.inf,
         fit_share=FIT_SHARE,
     )

@@ -94,12 +94,14 @@ class Step:
         selection: Why these, and why not the others.
         front: What the search found.
         chosen: What went into the model, by site; empty when nothing was both good enough and faster.
+        relatives: Seeds of families, measured on guessed schedules, whatever the search made of them.
     """
 
     sites: tuple[Site, ...]
     selection: Selection
     front: Front
     chosen: Mapping[str, Outcome]
+    relatives: tuple[Outcome, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,16 +194,16 @@ class Setting:
     ) -> Context:
         """Return what a search for `group` needs; `judge` makes its judge when the first candidate comes that far."""
         site = group[0]
-        material = capture(current, [site], self.samples[:QUICK_SAMPLES])[site.name]
-        teacher = TorchOperator(site.operator, site.weights)
 
-        def fit_error(operator: OperatorGraph, weights: Weights) -> float:
-            return fit(operator, weights, teacher, material, QUICK).relative_error
+        def fitter() -> Callable[[OperatorGraph, Weights], float]:
+            material = capture(current, [site], self.samples[:QUICK_SAMPLES])[site.name]
+            teacher = TorchOperator(site.operator, site.weights)
+            return lambda operator, weights: fit(operator, weights, teacher, material, QUICK).relative_error
 
         return Context(
             sites=group,
             predict=Roofline().calibrated(site.operator, profile.sites[site.name].median_s).predict,
-            fit_error=fit_error,
+            fit_error=_Late(fitter),
             measure=self.workbench.measure_operators,
             judge=_Late(judge),
             folder=self.folder,
@@ -370,7 +372,7 @@ def _percent(advance: Callable[[], None]) -> Callable[[float], None]:
 
 
 class _Late:
-    """Calls what `make` returns, made at the first call: a judge is costly, and a replayed search never needs it."""
+    """Calls what `make` returns, made at the first call: it is costly, and a replayed search never needs it."""
 
     def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
         self._make = make

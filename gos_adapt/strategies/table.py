@@ -1,7 +1,7 @@
 """The global strategy's table: what every operator that was found saves and costs at every site where it fits.
 
 Rows come in families. One family is one idea at all kinds of sites (`Seed.family`: shortcuts, narrowed to half, ...),
-or what a search ranked alike. Sets are chosen by an integer program (`programme`), from one family or from all rows.
+or what searches ranked alike. Sets are chosen by an integer program (`programme`), from one family or from all rows.
 
 The losses are those right after fitting, of one replacement alone. They compare the sites of one family; between
 families they do not tell what training mends. On ResNet-56, 27 milder replacements had 80 % right after fitting and
@@ -20,8 +20,10 @@ from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
 from gos_adapt.quantities import Measurement
+from gos_adapt.search.candidate import Judgement
 from gos_adapt.strategies.programme import Option, cheapest_set, largest_saving
 from gos_adapt.strategies.setting import graph_key
+from gos_adapt.strategies.tuned_latency import timed_tuned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 KEPT = 5
 """Operators of each front that enter the table, beside those of a family."""
+TUNE_SHARE, LOSS_SHARE = 0.05, 0.1
+"""Of the time left: at most for tuned schedules, and for losses. Sets are timed on tuned schedules anyhow."""
 ROUNDS = 6
 """Sets built and timed until one reaches the latency: the sum of savings is a guess."""
 REACH = 0.8
@@ -48,7 +52,7 @@ class Row:
     Attributes:
         step: The search that found it.
         family: Rows that may make a set of their own.
-        outcome: Operator and measured latency.
+        outcome: Operator, its measured latency, and the loss it causes at the site.
         site: Where it would go.
         weights: Where fitting starts.
         option: What it saves and costs there.
@@ -73,12 +77,11 @@ RowSet = tuple[Row, ...]
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """An operator of one kind of site, and the ratio of its latency to the original's, both with tuned kernels."""
+    """An operator for one kind of site."""
 
     step: Step
     family: str
     outcome: Outcome
-    ratio: float
 
 
 class Table:
@@ -88,30 +91,12 @@ class Table:
         setting: The model on its device.
         steps: The searches.
         profile: Of the original.
-        seconds: After which no further loss is computed; rows without one are left out.
     """
 
-    def __init__(self, setting: Setting, steps: Sequence[Step], profile: Profile, seconds: float) -> None:
+    def __init__(self, setting: Setting, steps: Sequence[Step], profile: Profile) -> None:
         self._setting, self._profile = setting, profile
         self._overestimate = 1.0  # what sets saved by the table, of what they saved as measured, so far
-        kept = []
-        with setting.progress.stage("time what was found, tuned", len(steps)) as advance:
-            for step in steps:
-                kept.append(self._kept(step))
-                advance()
-        finished = setting.folder.journal.get("table")
-        time_left = setting.clock(finished, seconds)
-        rows = []
-        total = sum(len(one.step.sites) for operators in kept for one in operators)
-        with setting.progress.stage("what every replacement costs", total) as advance:
-            for one in _in_turn(kept):
-                for k in range(len(one.step.sites)):
-                    row = self._row(one, k, time_left)
-                    rows += [row] if row else []
-                    advance()
-        if finished is None:
-            setting.folder.journal.put("table", len(rows))
-        self.rows: RowSet = tuple(rows)
+        self.rows = self._rows(self._kept(steps))
 
     @property
     def most_s(self) -> float:
@@ -145,37 +130,37 @@ class Table:
         yield "all", self.rows
         yield from _by_family(bred)
 
-    def _kept(self, step: Step) -> list[_Kept]:
-        """The operators of families, and up to `KEPT` of the front, spread over it: those clearly faster."""
-        families = [o for o in step.front.outcomes if o.feasible and o.candidate.family]
-        front = step.front.best
-        if len(front) > KEPT:
-            front = tuple(front[round(i * (len(front) - 1) / (KEPT - 1))] for i in range(KEPT))
-        named = [(str(outcome.candidate.family), outcome) for outcome in families]
-        named += [(f"rank {rank}", o) for rank, o in enumerate(o for o in front if not o.candidate.family)]
-        operators = [outcome.candidate.operator for _, outcome in named]
-        group = "+".join(site.name for site in step.sites)
-        key = f"tuned:{graph_key(self._setting.model)}:{group}:{'+'.join(operator.key for operator in operators)}"
-        journal = self._setting.folder.journal
-        if key not in journal:
-            batch = [(step.sites[0].operator, step.sites[0].weights)]
-            batch += [(outcome.candidate.operator, outcome.candidate.weights[0]) for _, outcome in named]
-            measured = self._setting.workbench.measure_operators(batch, tuned=True)
-            journal.put(key, [latency.to_json() for latency in measured])
-        original, *latencies = [Measurement.from_json(form) for form in journal.get(key)]
+    def _kept(self, steps: Sequence[Step]) -> list[list[_Kept]]:
+        """For each kind of site the operators of families and up to `KEPT` of the front, spread over it, if faster."""
+        kept = [_named(step) for step in steps]
+        contests = [(step.sites, [one.outcome for one in own]) for step, own in zip(steps, kept, strict=True)]
+        seconds = TUNE_SHARE * self._setting.time_left()
+        timed = timed_tuned(self._setting, self._setting.model, contests, seconds)
         return [
-            _Kept(
-                step,
-                family,
-                replace(outcome, latency=latency, original_latency=original),
-                latency.median_s / original.median_s,
-            )
-            for (family, outcome), latency in zip(named, latencies, strict=True)
-            if original.ok and latency.ok and clearly_faster(latency, original)
+            [replace(one, outcome=outcome) for one, outcome in zip(own, outcomes, strict=True) if _faster(outcome)]
+            for own, outcomes in zip(kept, timed, strict=True)
         ]
 
+    def _rows(self, kept: Sequence[Sequence[_Kept]]) -> RowSet:
+        """The operators at every site of their kind, but for those whose loss was not computed in time."""
+        setting = self._setting
+        finished = setting.folder.journal.get("table")
+        time_left = setting.clock(finished, LOSS_SHARE * setting.time_left())
+        rows = []
+        total = sum(len(one.step.sites) for own in kept for one in own)
+        with setting.progress.stage("what every replacement costs", total) as advance:
+            for one in _in_turn(kept):
+                for k in range(len(one.step.sites)):
+                    row = self._row(one, k, time_left)
+                    rows += [row] if row else []
+                    advance()
+        if finished is None:
+            setting.folder.journal.put("table", len(rows))
+        return tuple(rows)
+
     def _row(self, kept: _Kept, k: int, time_left: Callable[[], float]) -> Row | None:
-        setting, site, candidate = self._setting, kept.step.sites[k], kept.outcome.candidate
+        setting, outcome, site = self._setting, kept.outcome, kept.step.sites[k]
+        candidate = outcome.candidate
         key = f"loss:{graph_key(setting.model)}:{site.name}:{candidate.operator.key}"
         if key not in setting.folder.journal:
             if time_left() <= 0:
@@ -183,11 +168,15 @@ class Table:
             judge = LossJudge(setting.model, site, setting.lessons, DEFAULT)
             setting.folder.journal.put(key, judge(candidate.operator, (candidate.weights[k],)).drop)
         loss = setting.folder.journal.get(key)
-        option = Option(frozenset(site.nodes), (1 - kept.ratio) * self._profile.sites[site.name].median_s, loss)
+        assert outcome.latency is not None
+        assert outcome.original_latency is not None
+        saved = 1 - outcome.latency.median_s / outcome.original_latency.median_s
+        option = Option(frozenset(site.nodes), saved * self._profile.sites[site.name].median_s, loss)
         setting.progress.detail(
             f"{site.name}: {candidate.lineage[-1]} saves {1e6 * option.saves_s:.1f} µs, loss {loss:.3g}"
         )
-        return Row(kept.step, kept.family, kept.outcome, site, candidate.weights[k], option)
+        judged = replace(outcome, judgement=Judgement(None, loss, ()))
+        return Row(kept.step, kept.family, judged, site, candidate.weights[k], option)
 
     def _reach(self, rows: RowSet, goal_s: float, name: str) -> tuple[RowSet, tuple[str, ...]]:
         """The rows that reach a latency at the least loss, by measurement of the whole; and what to say of it.
@@ -237,6 +226,22 @@ class Table:
                 setting.folder.journal.put(key, [latency.to_json() for latency in measured])
         original, adapted = (Measurement.from_json(form) for form in setting.folder.journal.get(key))
         return adapted.best_s / original.best_s  # a neighbour on the machine moves medians by a tenth
+
+
+def _named(step: Step) -> list[_Kept]:
+    """The relatives of a kind of site, and of what its search found up to `KEPT`, spread over the front."""
+    front = [outcome for outcome in step.front.best if not outcome.candidate.family]
+    if len(front) > KEPT:
+        front = [front[round(i * (len(front) - 1) / (KEPT - 1))] for i in range(KEPT)]
+    relatives = [_Kept(step, str(outcome.candidate.family), outcome) for outcome in step.relatives]
+    return [*relatives, *(_Kept(step, f"rank {rank}", outcome) for rank, outcome in enumerate(front))]
+
+
+def _faster(outcome: Outcome) -> bool:
+    latency, original = outcome.latency, outcome.original_latency
+    if latency is None or original is None or not (latency.ok and original.ok):
+        return False
+    return clearly_faster(latency, original)
 
 
 def _in_turn(kept: Sequence[Sequence[_Kept]]) -> Iterator[_Kept]:

@@ -1,6 +1,5 @@
 """The search: deterministic, resumable, honest about what it stopped and why."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +8,10 @@ from example_models import normal
 from example_search import CONDITIONS, QUICK, context_for, counted_latencies, residual_model, sites_named
 
 from gos_adapt.finetune.equivalence import TOLERANCE, EquivalenceJudge
-from gos_adapt.model.sites import find_sites
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import RunFolder
-from gos_adapt.search.cascade import ACCURACY, LEVEL_NAMES, Settings, objectives
+from gos_adapt.search import cascade
+from gos_adapt.search.cascade import ACCURACY, LEVEL_NAMES, OUT_OF_TIME, Settings, objectives
 from gos_adapt.search.search import choose, search
 
 SETTINGS = Settings(generations=3, population=12, offspring=8, epsilon=0.22, judgements=3)
@@ -76,7 +75,7 @@ def whole(model, tmp_path_factory):
 def test_same_seed_gives_the_same_evaluations_and_the_same_choice(model, whole, tmp_path):
     front, judged = run(model, tmp_path)
     assert (summary(front), judged) == (summary(whole[0]), whole[1])
-    assert choose(front).candidate.operator.key == choose(whole[0]).candidate.operator.key
+    assert choose(front.best).candidate.operator.key == choose(whole[0].best).candidate.operator.key
 
 
 @pytest.mark.parametrize("finished", [0, 1, 3])
@@ -86,7 +85,7 @@ def test_a_cut_search_resumes_without_repeating_a_judgement_and_ends_the_same(mo
     front, after = run(model, tmp_path)
     assert before + after == whole[1]
     assert summary(front) == summary(whole[0])
-    chosen, expected = choose(front), choose(whole[0])
+    chosen, expected = choose(front.best), choose(whole[0].best)
     for ours, theirs in zip(chosen.judgement.weights[0], expected.judgement.weights[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -127,22 +126,11 @@ def test_more_objectives_keep_more_on_the_front(whole, model, tmp_path):
     assert len(front.best) >= len(whole[0].best)
 
 
-def test_seeds_of_families_are_judged_even_where_others_dominate_them(model, tmp_path):
-    generous = {"epsilon": 1e6, "max_fit_error": math.inf, "measurements": 24, "judgements": 24}
-    settings = Settings(generations=1, population=12, offspring=8, families_first=True, **generous)
-    branch = next(site for site in find_sites(model) if site.kind == "branch")
-    front, _ = run(model, tmp_path, settings=settings, names=(branch.name,))
-    measured = [o for o in front.outcomes if o.candidate.family and o.latency is not None and o.reason is None]
-    assert {"shortcut", "narrowed to 4/8"} <= {outcome.candidate.family for outcome in measured}
-    assert all(outcome.feasible for outcome in measured)
-    assert any(outcome not in front.best for outcome in measured)
-
-
 def test_what_loses_too_much_is_infeasible_whatever_it_gains(model, tmp_path):
     front, judged = run(model, tmp_path, settings=Settings(generations=2, population=8, offspring=4, epsilon=-1.0))
     assert judged
     assert front.best == ()
-    assert choose(front) is None
+    assert choose(front.best) is None
     assert front.stopped[ACCURACY] == len(judged)
 
 
@@ -150,7 +138,7 @@ def test_alike_sites_get_the_same_operator_with_their_own_weights(model, tmp_pat
     front, _ = run(
         model, tmp_path, names=("r1", "r2"), settings=Settings(generations=1, population=8, offspring=8, epsilon=0.9)
     )
-    outcome = choose(front)
+    outcome = choose(front.best)
     assert len(outcome.judgement.weights) == 2
     assert outcome.sites == 2
     one, two = outcome.judgement.weights
@@ -187,7 +175,7 @@ def test_a_gain_within_the_noise_is_not_chosen(model, tmp_path):
         model, tmp_path, measure=noisy, settings=Settings(generations=1, population=8, offspring=8, epsilon=0.9)
     )
     assert front.best
-    assert choose(front) is None
+    assert choose(front.best) is None
 
 
 def test_without_a_task_only_the_same_function_is_feasible(model, tmp_path):
@@ -202,3 +190,23 @@ def test_without_a_task_only_the_same_function_is_feasible(model, tmp_path):
     assert judged
     assert all(o.feasible == (o.judgement.drop < TOLERANCE) for o in judged)
     assert any(not o.feasible for o in judged)
+
+
+def test_measuring_leaves_time_for_judging(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(cascade, "TOGETHER", 1)
+    left_s = 10.0
+
+    def measure(batch):
+        nonlocal left_s
+        left_s -= 1.0
+        return counted_latencies(batch)
+
+    settings = replace(SETTINGS, generations=1, measurements=24, measure_share=0.6)
+    with open_folder(tmp_path) as folder:
+        sites = sites_named(model, "r1")
+        context = context_for(model, sites, folder, measure=measure, time_left=lambda: left_s)
+        front = search(context, settings, seed=0)
+    measured = [outcome for outcome in front.outcomes if outcome.latency is not None]
+    assert len(measured) == 6
+    assert any(outcome.judgement for outcome in measured)
+    assert any(o.level == "measured latency" and o.reason == OUT_OF_TIME for o in front.outcomes)
