@@ -55,8 +55,11 @@ class Seed:
 
     @property
     def family(self) -> str | None:
-        """What whole seeds of the same idea have in common, whatever the operator; `None` for others."""
-        return self.name.partition(" at ")[0] if self.whole else None
+        """What whole seeds of the same idea have in common, whatever the operator and how far it goes: the first word.
+
+        `None` for others.
+        """
+        return self.name.split()[0] if self.whole else None
 
 
 def seeds(operator: OperatorGraph) -> tuple[Seed, ...]:

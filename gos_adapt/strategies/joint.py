@@ -57,7 +57,7 @@ RELATIVES_SHARE, SEARCH_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.15
 no latency is asked for."""
 SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
-HEAT_SHARE, HEAT_S = 0.07, 15.0
+HEAT_SHARE, HEAT_S = 0.07, 40.0
 """Of the time of a race, for each heat; and what one set must have of it to show anything: fewer sets run otherwise."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
@@ -67,7 +67,7 @@ brought the divergence of 600 steps of training, 86 s, from 3.32 to 3.01; a race
 THOROUGH_SAMPLES = 1024
 ANY_LOSS = 1e6
 """In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
-MOST_SETS = 12
+MOST_SETS = 6
 LADDER = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Speed-ups that are tried where none is asked for."""
 PASSES = 1000

@@ -1,7 +1,7 @@
 """The global strategy's table: what every operator that was found saves and costs at every site where it fits.
 
-Rows come in families. One family is one idea at all kinds of sites (`Seed.family`: shortcuts, narrowed to half, ...),
-or what searches ranked alike. Sets are chosen by an integer program (`programme`), from one family or from all rows.
+Rows come in families. One family is one idea at all kinds of sites (`Seed.family`: shortcuts, narrowed layers, ...), or
+what searches ranked alike. Sets are chosen by an integer program (`programme`), from one family or from all rows.
 
 The losses are those right after fitting, of one replacement alone. They compare the sites of one family; between
 families they do not tell what training mends. On ResNet-56, 27 milder replacements had 80 % right after fitting and
@@ -122,11 +122,11 @@ class Table:
         return [nearest] if nearest else [], missed
 
     def _sources(self) -> Iterator[tuple[str, RowSet]]:
-        """What sets are chosen from: each family of seeds, all of these, all rows, what searches ranked alike."""
+        """What sets are chosen from: all families of seeds, each of them, all rows, what searches ranked alike."""
         seeds = tuple(row for row in self.rows if row.outcome.candidate.family)
         bred = tuple(row for row in self.rows if not row.outcome.candidate.family)
-        yield from _by_family(seeds)
         yield "all families", seeds
+        yield from _by_family(seeds)
         yield "all", self.rows
         yield from _by_family(bred)
 
