@@ -5,8 +5,9 @@
                 Σ x_i over the options that cover a node ≤ 1, for every node of the model
                 Σ x_i ≤ limit,  x_i in {0, 1}
 
-Savings and losses are added up as if sites did not influence each other. For latencies that holds within the noise; for
-losses it ranks sets, it does not predict them. Solved exactly by HiGHS through `scipy.optimize.milp`.
+Savings and losses are added up as if sites did not influence each other. Losses so added rank sets, they do not predict
+them. Savings come near, so a set is measured, and another saving asked of the programme, until one just saves enough.
+Solved exactly by HiGHS through `scipy.optimize.milp`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ from scipy.sparse import lil_array
 from gos_adapt.errors import Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+MEASURED = 6
+"""Sets measured at most until one saves just enough."""
+NEAR = 0.03
+"""Of the saving wanted: a set that saves no more than this above it is near enough."""
+STEP = 0.85
+"""Of a saving that was too much, the least that is asked for next: sets hardly smaller come before far smaller ones."""
 ROUNDING = 1e-9
 """Of what is wanted: sums of floats may miss it by so much."""
 SECONDS = 10.0
@@ -63,6 +70,77 @@ def cheapest_set(options: Sequence[Option], saving_s: float, limit: int | None =
     enough = LinearConstraint(np.array([[option.saves_s / saving_s for option in options]]), lb=1 - ROUNDING)
     found = _solve(options, losses, limit, enough) if options else None
     return Rejection(f"no set of {len(options)} replacements saves {saving_s:.3g} s") if found is None else found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A set that was measured.
+
+    Attributes:
+        chosen: Indices of its options.
+        added_s: Seconds it saves, added up.
+        saved_s: Seconds it saves, measured.
+        loss: Added up.
+        enough: Whether it saves what was wanted.
+    """
+
+    chosen: tuple[int, ...]
+    added_s: float
+    saved_s: float
+    loss: float
+    enough: bool
+
+    @property
+    def overestimate(self) -> float:
+        """What is added up of what is measured; where that is little, of a tenth of what is added up."""
+        return self.added_s / max(self.saved_s, 0.1 * self.added_s)
+
+
+def measured_sets(
+    options: Sequence[Option],
+    saving_s: float,
+    limit: int | None,
+    measure: Callable[[tuple[int, ...]], float],
+    overestimate: float = 1.0,
+) -> list[Trial]:
+    """Measure cheapest sets of different savings until one saves `saving_s`, and hardly more.
+
+    Args:
+        options: To choose from.
+        saving_s: To reach, above 0.
+        limit: Most options chosen.
+        measure: Seconds that a set saves.
+        overestimate: What sets are expected to save, added up, of what they save.
+
+    Returns:
+        Each set once, in the order of measuring; none when no set saves anything.
+    """
+    trials: dict[tuple[int, ...], Trial] = {}
+    most_s = largest_saving(options, limit)
+    wanted_s, too_little_s, enough_s = min(saving_s * overestimate, most_s), 0.0, most_s
+    reached = False
+    while len(trials) < MEASURED and (not reached or enough_s - too_little_s > NEAR * saving_s):
+        found = cheapest_set(options, wanted_s, limit)
+        if isinstance(found, Rejection) or not found:
+            break
+        chosen = tuple(found)
+        if chosen not in trials:
+            saved_s, added_s = measure(chosen), sum(options[i].saves_s for i in chosen)
+            enough = saved_s >= (1 - ROUNDING) * saving_s
+            trials[chosen] = Trial(chosen, added_s, saved_s, sum(options[i].loss for i in chosen), enough)
+        trial = trials[chosen]
+        if trial.enough:
+            reached, enough_s = True, wanted_s
+            if trial.saved_s <= (1 + NEAR) * saving_s:
+                break
+        elif wanted_s >= most_s:
+            break
+        else:
+            too_little_s = max(too_little_s, trial.added_s)
+        wanted_s = saving_s * trial.overestimate
+        if not too_little_s < wanted_s < enough_s:
+            wanted_s = max((too_little_s + enough_s) / 2, STEP * enough_s) if reached else most_s
+    return list(trials.values())
 
 
 def largest_saving(options: Sequence[Option], limit: int | None = None) -> float:

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gos_adapt.cost.measured import clearly_faster
-from gos_adapt.errors import Rejection
 from gos_adapt.finetune.fit import DEFAULT
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement
-from gos_adapt.strategies.programme import Option, cheapest_set, largest_saving
+from gos_adapt.strategies.programme import Option, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key
 from gos_adapt.strategies.tuned_latency import timed_tuned
 
@@ -37,12 +36,8 @@ KEPT = 5
 """Operators of each front that enter the table, beside those of a family."""
 TUNE_SHARE, LOSS_SHARE = 0.05, 0.1
 """Of the time left: at most for tuned schedules, and for losses. Sets are timed on tuned schedules anyhow."""
-ROUNDS = 6
-"""Sets built and timed until one reaches the latency: the sum of savings is a guess."""
 REACH = 0.8
 """Of the saving asked for: rows that save less, added up, are not tried; sets save up to a tenth more than that."""
-NEAR = 0.03
-"""Of the saving asked for: a set that saves no more than this above it is near enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,41 +174,31 @@ class Table:
         return Row(kept.step, kept.family, judged, site, candidate.weights[k], option)
 
     def _reach(self, rows: RowSet, goal_s: float, name: str) -> tuple[RowSet, tuple[str, ...]]:
-        """The rows that reach a latency at the least loss, by measurement of the whole; and what to say of it.
-
-        What a set saves differs from the sum of its savings, so the saving that the programme is asked for is corrected
-        by what the last set saved, up or down, until a set just reaches the goal.
-        """
-        whole_s, limit = self._profile.whole.median_s, self._setting.request.max_sites
-        options = [row.option for row in rows]
-        most_s, goal_saving_s = largest_saving(options, limit), whole_s - goal_s
-        if goal_saving_s <= 0:
+        """The rows that reach a latency at the least loss, by measurement of the whole; and what to say of it."""
+        whole_s = self._profile.whole.median_s
+        saving_s = whole_s - goal_s
+        if saving_s <= 0:
             return (), ("The latency that was asked for is that of the original, or more.",)
-        reached: RowSet | None = None
-        chosen: RowSet = ()
-        tried: list[RowSet] = []
-        wanted_s = goal_saving_s * self._overestimate
-        for _ in range(ROUNDS):
-            found = cheapest_set(options, min(wanted_s, most_s), limit)
-            chosen = () if isinstance(found, Rejection) else tuple(rows[i] for i in found)
-            if not chosen or chosen in tried:
-                break
-            tried.append(chosen)
-            saved_s = whole_s * (1 - self._ratio(chosen))
-            added_s = sum(row.option.saves_s for row in chosen)
+
+        def measure(chosen: tuple[int, ...]) -> float:
+            saved_s = whole_s * (1 - self._ratio(tuple(rows[i] for i in chosen)))
+            added_s = sum(rows[i].option.saves_s for i in chosen)
             self._setting.progress.note(
                 f"{name}: {len(chosen)} replacements: {whole_s / (whole_s - saved_s):.2f}x measured, "
-                f"{whole_s / (whole_s - added_s):.2f}x added up, loss {_loss(chosen):.3g}"
+                f"{whole_s / (whole_s - added_s):.2f}x added up"
             )
-            if saved_s >= goal_saving_s and (reached is None or _loss(chosen) < _loss(reached)):
-                reached = chosen
-            self._overestimate = added_s / max(saved_s, 0.1 * goal_saving_s)
-            if (abs(saved_s / goal_saving_s - 1) <= NEAR and reached) or (wanted_s >= most_s and not reached):
-                break
-            wanted_s = goal_saving_s * self._overestimate
-        if reached is None:
-            return chosen, (f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s.",)
-        return reached, ()
+            return saved_s
+
+        options, limit = [row.option for row in rows], self._setting.request.max_sites
+        trials = measured_sets(options, saving_s, limit, measure, self._overestimate)
+        if trials:
+            self._overestimate = trials[-1].overestimate
+        reached = [trial for trial in trials if trial.enough]
+        if reached:
+            return tuple(rows[i] for i in min(reached, key=lambda trial: trial.loss).chosen), ()
+        nearest = max(trials, key=lambda trial: trial.saved_s).chosen if trials else ()
+        missed = f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s."
+        return tuple(rows[i] for i in nearest), (missed,)
 
     def _ratio(self, chosen: RowSet) -> float:
         """Latency of the model with these replacements, as they are before training, over the original's."""
@@ -253,7 +238,3 @@ def _in_turn(kept: Sequence[Sequence[_Kept]]) -> Iterator[_Kept]:
 def _by_family(rows: RowSet) -> Iterator[tuple[str, RowSet]]:
     for family in dict.fromkeys(row.family for row in rows):
         yield family, tuple(row for row in rows if row.family == family)
-
-
-def _loss(rows: RowSet) -> float:
-    return sum(row.option.loss for row in rows)
