@@ -210,7 +210,7 @@ class Table:
                 measured = setting.workbench.measure_models([setting.model, model])
                 setting.folder.journal.put(key, [latency.to_json() for latency in measured])
         original, adapted = (Measurement.from_json(form) for form in setting.folder.journal.get(key))
-        return adapted.best_s / original.best_s  # a neighbour on the machine moves medians by a tenth
+        return adapted.median_s / original.median_s
 
 
 def _named(step: Step) -> list[_Kept]:
