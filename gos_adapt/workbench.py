@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 CANDIDATE_EFFORT = Effort(rounds=5, samples=6)
 WHOLE_EFFORT = Effort(rounds=40, samples=8)
-"""Many turns: on a noisy machine the same two models had ratios of 1.43 and 1.37 by the best of 40 samples and of 200, and
-in six repetitions 1.27 to 1.36 by the best, 1.27 to 1.34 by the median of 320 (five of the six: 1.325 to 1.339)."""
+"""Many turns: on a noisy machine two models had a ratio of 1.43 by the best of 40 samples and 1.37 by that of 200; and
+in six repetitions with 320, 1.27 to 1.36 by the best and 1.27 to 1.34 by the median, five of them 1.325 to 1.339."""
 
 
 class Workbench:

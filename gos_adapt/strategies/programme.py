@@ -73,8 +73,8 @@ def cheapest_set(options: Sequence[Option], saving_s: float, limit: int | None =
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A set that was measured.
+class MeasuredSet:
+    """A set of options, and what it saves.
 
     Attributes:
         chosen: Indices of its options.
@@ -102,7 +102,7 @@ def measured_sets(
     limit: int | None,
     measure: Callable[[tuple[int, ...]], float],
     overestimate: float = 1.0,
-) -> list[Trial]:
+) -> list[MeasuredSet]:
     """Measure cheapest sets of different savings until one saves `saving_s`, and hardly more.
 
     Args:
@@ -115,32 +115,33 @@ def measured_sets(
     Returns:
         Each set once, in the order of measuring; none when no set saves anything.
     """
-    trials: dict[tuple[int, ...], Trial] = {}
+    measured: dict[tuple[int, ...], MeasuredSet] = {}
     most_s = largest_saving(options, limit)
     wanted_s, too_little_s, enough_s = min(saving_s * overestimate, most_s), 0.0, most_s
     reached = False
-    while len(trials) < MEASURED and (not reached or enough_s - too_little_s > NEAR * saving_s):
+    while len(measured) < MEASURED and (not reached or enough_s - too_little_s > NEAR * saving_s):
         found = cheapest_set(options, wanted_s, limit)
         if isinstance(found, Rejection) or not found:
             break
         chosen = tuple(found)
-        if chosen not in trials:
+        if chosen not in measured:
             saved_s, added_s = measure(chosen), sum(options[i].saves_s for i in chosen)
             enough = saved_s >= (1 - ROUNDING) * saving_s
-            trials[chosen] = Trial(chosen, added_s, saved_s, sum(options[i].loss for i in chosen), enough)
-        trial = trials[chosen]
-        if trial.enough:
+            loss = sum(options[i].loss for i in chosen)
+            measured[chosen] = MeasuredSet(chosen, added_s, saved_s, loss, enough)
+        last = measured[chosen]
+        if last.enough:
             reached, enough_s = True, wanted_s
-            if trial.saved_s <= (1 + NEAR) * saving_s:
+            if last.saved_s <= (1 + NEAR) * saving_s:
                 break
         elif wanted_s >= most_s:
             break
         else:
-            too_little_s = max(too_little_s, trial.added_s)
-        wanted_s = saving_s * trial.overestimate
+            too_little_s = max(too_little_s, last.added_s)
+        wanted_s = saving_s * last.overestimate
         if not too_little_s < wanted_s < enough_s:
             wanted_s = max((too_little_s + enough_s) / 2, STEP * enough_s) if reached else most_s
-    return list(trials.values())
+    return list(measured.values())
 
 
 def largest_saving(options: Sequence[Option], limit: int | None = None) -> float:

@@ -22,7 +22,7 @@ from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement
 from gos_adapt.strategies.programme import Option, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key
-from gos_adapt.strategies.tuned_latency import timed_tuned
+from gos_adapt.strategies.tuned_latency import in_turn, timed_tuned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -144,13 +144,15 @@ class Table:
         rows = []
         total = sum(len(one.step.sites) for own in kept for one in own)
         with setting.progress.stage("what every replacement costs", total) as advance:
-            for one in _in_turn(kept):
+            for _, one in in_turn(kept):
                 for k in range(len(one.step.sites)):
                     row = self._row(one, k, time_left)
                     rows += [row] if row else []
                     advance()
         if finished is None:
             setting.folder.journal.put("table", len(rows))
+        if len(rows) < total:
+            setting.progress.note(f"{total - len(rows)} of {total} replacements are left out: no time to fit them")
         return tuple(rows)
 
     def _row(self, kept: _Kept, k: int, time_left: Callable[[], float]) -> Row | None:
@@ -190,13 +192,13 @@ class Table:
             return saved_s
 
         options, limit = [row.option for row in rows], self._setting.request.max_sites
-        trials = measured_sets(options, saving_s, limit, measure, self._overestimate)
-        if trials:
-            self._overestimate = trials[-1].overestimate
-        reached = [trial for trial in trials if trial.enough]
-        if reached:
-            return tuple(rows[i] for i in min(reached, key=lambda trial: trial.loss).chosen), ()
-        nearest = max(trials, key=lambda trial: trial.saved_s).chosen if trials else ()
+        sets = measured_sets(options, saving_s, limit, measure, self._overestimate)
+        if sets:
+            self._overestimate = sets[-1].overestimate
+        enough = [one for one in sets if one.enough]
+        if enough:
+            return tuple(rows[i] for i in min(enough, key=lambda one: one.loss).chosen), ()
+        nearest = max(sets, key=lambda one: one.saved_s).chosen if sets else ()
         missed = f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s."
         return tuple(rows[i] for i in nearest), (missed,)
 
@@ -227,12 +229,6 @@ def _faster(outcome: Outcome) -> bool:
     if latency is None or original is None or not (latency.ok and original.ok):
         return False
     return clearly_faster(latency, original)
-
-
-def _in_turn(kept: Sequence[Sequence[_Kept]]) -> Iterator[_Kept]:
-    """The first operator of every kind before any second."""
-    for turn in range(max(map(len, kept), default=0)):
-        yield from (operators[turn] for operators in kept if turn < len(operators))
 
 
 def _by_family(rows: RowSet) -> Iterator[tuple[str, RowSet]]:

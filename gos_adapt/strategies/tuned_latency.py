@@ -7,7 +7,7 @@ of the original's latency as guessed, and at 0.63 of it tuned. Tuning takes seco
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gos_adapt.quantities import Measurement
 from gos_adapt.strategies.setting import graph_key
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     """Alike sites, and what may replace them."""
     Operator = tuple[OperatorGraph, tuple[Array, ...]]
 
+T = TypeVar("T")
+
 
 def timed_tuned(setting: Setting, model: Model, contests: Sequence[Contest], seconds: float) -> list[list[Outcome]]:
     """Give outcomes the latencies on tuned schedules; those that are not reached in time keep the ones they have.
@@ -36,24 +38,38 @@ def timed_tuned(setting: Setting, model: Model, contests: Sequence[Contest], sec
         contests: What to time.
         seconds: After which no other operator is tuned.
     """
-    journal, workbench = setting.folder.journal, setting.workbench
-    waiting = [contest for contest in contests if _key(model, contest) not in journal]
-    tuned = [0] * len(waiting)
-    time_left = setting.clock(None, seconds)
-    with setting.progress.stage("tune what was found", sum(1 + len(outcomes) for _, outcomes in waiting)) as advance:
-        for number, operator in _in_turn([_operators(contest) for contest in waiting]):
+    journal = setting.folder.journal
+    waiting = [contest for contest in contests if contest[1] and _key(model, contest) not in journal]
+    if waiting:
+        found = _tuned_and_timed(setting, [_operators(contest) for contest in waiting], seconds)
+        for contest, latencies in zip(waiting, found, strict=True):
+            journal.put(_key(model, contest), [latency.to_json() for latency in latencies])
+    return [_with_latencies(outcomes, journal.get(_key(model, (sites, outcomes)))) for sites, outcomes in contests]
+
+
+def _tuned_and_timed(setting: Setting, groups: Sequence[Sequence[Operator]], seconds: float) -> list[list[Measurement]]:
+    """For each group of operators the latencies of as many, from the first on, as could be tuned; none of one alone."""
+    workbench, time_left = setting.workbench, setting.clock(None, seconds)
+    tuned = [0] * len(groups)
+    with setting.progress.stage("tune what was found", sum(map(len, groups))) as advance:
+        for number, operator in in_turn(groups):
             if time_left() <= 0:
                 break
             workbench.tune_operators([operator])
             tuned[number] += 1
             advance()
-    with setting.progress.stage("time what was found, tuned", len(waiting)) as advance:
-        for contest, count in zip(waiting, tuned, strict=True):
-            batch = _operators(contest)[:count]
-            measured = workbench.measure_operators(batch, tuned=True) if len(batch) > 1 else []
-            journal.put(_key(model, contest), [latency.to_json() for latency in measured])
+    found = []
+    with setting.progress.stage("time what was found, tuned", len(groups)) as advance:
+        for operators, count in zip(groups, tuned, strict=True):
+            found.append(workbench.measure_operators(operators[:count], tuned=True) if count > 1 else [])
             advance()
-    return [_with_latencies(outcomes, journal.get(_key(model, (sites, outcomes)))) for sites, outcomes in contests]
+    return found
+
+
+def in_turn(groups: Sequence[Sequence[T]]) -> Iterator[tuple[int, T]]:
+    """The first of every group, with the group's number, before any second."""
+    for turn in range(max(map(len, groups), default=0)):
+        yield from ((number, members[turn]) for number, members in enumerate(groups) if turn < len(members))
 
 
 def _key(model: Model, contest: Contest) -> str:
@@ -69,13 +85,7 @@ def _operators(contest: Contest) -> list[Operator]:
     return [(sites[0].operator, sites[0].weights), *others]
 
 
-def _in_turn(contests: Sequence[Sequence[Operator]]) -> Iterator[tuple[int, Operator]]:
-    """The first of every contest, with its contest's number, before any second."""
-    for turn in range(max(map(len, contests), default=0)):
-        yield from ((number, operators[turn]) for number, operators in enumerate(contests) if turn < len(operators))
-
-
-def _with_latencies(outcomes: Sequence[Outcome], forms: Sequence[dict[str, Any]]) -> list[Outcome]:
+def _with_latencies(outcomes: Sequence[Outcome], forms: Sequence[dict[str, Any]] | None) -> list[Outcome]:
     """Outcomes with what was measured of the original and of as many of them as were tuned."""
     if not forms:
         return list(outcomes)

@@ -2,21 +2,25 @@
 
 import math
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from example_models import in_onnx_runtime, normal
-from example_search import residual_model, task_for
+from example_search import residual_model, sites_named, task_for
 
 from device_targets import DEVICES
 from device_targets.session import Session
 from gos_adapt.model.splice import splice
 from gos_adapt.progress import Silent
 from gos_adapt.run_folder import RunFolder
+from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import Settings
+from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies import joint, table
 from gos_adapt.strategies.joint import Joint
 from gos_adapt.strategies.setting import Request
+from gos_adapt.strategies.tuned_latency import timed_tuned
 from gos_adapt.workbench import Workbench
 
 INPUTS = normal(384, 3, 24, 24, seed=6)  # large enough that a replacement saves more than the noise
@@ -49,10 +53,16 @@ def model():
 def run(model, workbench, path, *, epsilon=0.2, max_sites=None, **options):
     """Without a budget: what is found then does not depend on how fast this machine is."""
     kept = []
-    settings = Settings(population=8, offspring=8, measurements=8)
-    request = Request(epsilon=epsilon, max_sites=max_sites, seed=0, settings=settings, **options)
+    with opened(model, workbench, path, kept, epsilon=epsilon, max_sites=max_sites, **options) as strategy:
+        return strategy.run(), kept, len(strategy.folder.journal)
+
+
+@contextmanager
+def opened(model, workbench, path, kept, **options):
+    """The strategy in a folder; what it delivers is put in `kept`."""
+    request = Request(seed=0, settings=Settings(population=8, offspring=8, measurements=8), **options)
     with RunFolder.open(path, {"test": "joint"}, "resume") as folder:
-        strategy = Joint(
+        yield Joint(
             model,
             task_for(model, INPUTS),
             request,
@@ -62,7 +72,6 @@ def run(model, workbench, path, *, epsilon=0.2, max_sites=None, **options):
             lambda: math.inf,
             lambda adapted, replacements: kept.append(replacements),
         )
-        return strategy.run(), kept, len(folder.journal)
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +135,27 @@ def test_no_more_sites_are_replaced_than_allowed(faster, model, workbench, tmp_p
     adapted, _, _ = run(model, workbench, tmp_path / "run", speed_up=50.0, max_sites=1)
     assert len(adapted.replacements) == 1
     assert "No set of replacements that was found reaches the latency" in adapted.notes[0]
+
+
+def test_relatives_are_timed_whatever_the_search_makes_of_them(faster):
+    _, adapted, _, _ = faster
+    branches = [step for step in adapted.steps if step.sites[0].kind == "branch"]
+    assert branches
+    for step in branches:
+        assert {"shortcut", "narrowed"} <= {outcome.candidate.family for outcome in step.relatives}
+        assert all(outcome.latency.ok and outcome.original_latency.ok for outcome in step.relatives)
+
+
+def test_operators_are_timed_on_tuned_schedules_as_far_as_the_time_goes(model, workbench, tmp_path):
+    group = sites_named(model, "o1", "o2")
+    outcomes = [Outcome(seed, 2) for seed in seed_candidates(group) if seed.family][:2]
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
+        assert timed_tuned(strategy, model, [(group, ())], math.inf) == [[]]
+        assert len(strategy.folder.journal) == 0
+        (timed,) = timed_tuned(strategy, model, [(group, outcomes)], math.inf)
+        assert [o.candidate for o in timed] == [o.candidate for o in outcomes]
+        assert all(outcome.latency.ok and outcome.original_latency.ok for outcome in timed)
+        (again,) = timed_tuned(strategy, model, [(group, outcomes)], 0.0)
+        assert [o.latency for o in again] == [o.latency for o in timed]  # as it was found before
+        (late,) = timed_tuned(strategy, model, [(group, outcomes[:1])], 0.0)
+        assert late == outcomes[:1]

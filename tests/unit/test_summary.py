@@ -130,3 +130,12 @@ def test_a_kind_of_site_that_was_passed_over_says_why(adapted: Adapted) -> None:
     step = replace(step, front=replace(step.front, outcomes=slow, best=slow))
     reasons = {site.name: site.reason for site in summarise_sites(replace(unchosen, steps=(step,)), adapted.profile)}
     assert reasons["o1"] == "selected; kept, because no feasible candidate was clearly faster"
+
+
+def test_what_was_chosen_is_listed_even_if_the_search_did_not_reach_it(adapted: Adapted) -> None:
+    (step,) = adapted.steps
+    outcome = next(iter(step.chosen.values()))
+    front = replace(step.front, outcomes=step.front.outcomes[1:], best=step.front.best[1:])
+    (search,) = summarise_searches((replace(step, front=front),), None)
+    listed = [candidate for candidate in search.candidates if candidate.key == outcome.candidate.operator.key]
+    assert [candidate.chosen for candidate in listed] == [True]

@@ -63,9 +63,9 @@ def test_nothing_is_chosen_when_nothing_is_to_be_saved():
 @given(options, st.integers(1, 25).map(lambda n: n * 1e-6), limits, st.sampled_from((0.5, 0.8, 1.0, 1.3)))
 def test_a_set_is_found_that_saves_enough_as_measured(given_options, wanted_s, limit, kept):
     """Sets save a share of what their options add up to; the cheapest that saves enough is among those measured."""
-    trials = measured_sets(given_options, wanted_s, limit, lambda chosen: kept * saving(given_options, chosen))
-    assert len({trial.chosen for trial in trials}) == len(trials) <= MEASURED
-    reached = [trial.loss for trial in trials if trial.enough]
+    sets = measured_sets(given_options, wanted_s, limit, lambda chosen: kept * saving(given_options, chosen))
+    assert len({one.chosen for one in sets}) == len(sets) <= MEASURED
+    reached = [one.loss for one in sets if one.enough]
     best = cheapest_set(given_options, wanted_s / kept, limit)
     assert bool(reached) == (not isinstance(best, Rejection))
     if reached:
@@ -75,11 +75,11 @@ def test_a_set_is_found_that_saves_enough_as_measured(given_options, wanted_s, l
 def test_a_set_just_large_enough_is_found_where_savings_do_not_add_up():
     saved = (0.0, 0.05, 0.09, 0.12, 0.30, 0.50, 0.65, 0.75)
     alike = [Option(frozenset(name), 0.1, 1.0) for name in "abcdefg"]
-    trials = measured_sets(alike, 0.29, None, lambda chosen: saved[len(chosen)])
-    assert min(len(trial.chosen) for trial in trials if trial.enough) == 4
+    sets = measured_sets(alike, 0.29, None, lambda chosen: saved[len(chosen)])
+    assert min(len(one.chosen) for one in sets if one.enough) == 4
 
 
 def test_nothing_more_is_measured_when_all_that_there_is_saves_too_little():
     alike = [Option(frozenset(name), 0.1, 1.0) for name in "abc"]
-    trials = measured_sets(alike, 0.25, None, lambda chosen: 0.05 * len(chosen))
-    assert [len(trial.chosen) for trial in trials] == [3]
+    sets = measured_sets(alike, 0.25, None, lambda chosen: 0.05 * len(chosen))
+    assert [len(one.chosen) for one in sets] == [3]
