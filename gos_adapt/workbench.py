@@ -141,7 +141,7 @@ class Workbench:
 
         Args:
             batch: Operators with weights.
-            tuned: Whether they run on the schedules that `tune_operators` found; without, all run on guessed ones, also
+            tuned: Whether they run on the schedules that `tune_operator` found; without, all run on guessed ones, also
                 those that were tuned before: what is compared runs under like conditions.
         """
         names = [f"candidate_{k}" for k in range(len(batch))]
@@ -149,12 +149,11 @@ class Workbench:
         measured = self._measure_functions(protos, self._tuner.choose if tuned else guess)
         return [measured[name] for name in names]
 
-    def tune_operators(self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]]) -> None:
-        """Tune the kernels of operators that were never tuned; what cannot be imported says so when it is measured."""
-        for operator, weights in batch:
-            with contextlib.suppress(ModelImportError):
-                fused = prepare_functions({"operator": to_onnx(operator, weights)}, self.device, 1)
-                self._tuner.tune(self._tuner.unknown(fused.kernels))
+    def tune_operator(self, operator: OperatorGraph, weights: tuple[Array, ...]) -> None:
+        """Tune the kernels of an operator that were never tuned; if it cannot be imported, measuring it says so."""
+        with contextlib.suppress(ModelImportError):
+            fused = prepare_functions({"operator": to_onnx(operator, weights)}, self.device, 1)
+            self._tuner.tune(self._tuner.unknown(fused.kernels))
 
     def _measure_functions(self, protos: dict[str, Any], choose: Choose) -> dict[str, Measurement]:
         try:
@@ -178,9 +177,8 @@ class Workbench:
             CANDIDATE_EFFORT,
         )
         for name in [name for name, latency in measured.items() if (latency.error or "").startswith(LOST)]:
-            measured |= self._measure_functions(
-                {name: protos[name]}, choose
-            )  # another one's crash is not this one's fault
+            # another one's crash is not this one's fault
+            measured |= self._measure_functions({name: protos[name]}, choose)
         return measured
 
     def _path(self) -> Path:

@@ -153,7 +153,12 @@ def _dominated(outcome: Outcome, others: Sequence[Outcome], names: Sequence[str]
 
 def choose(best: Sequence[Outcome]) -> Outcome | None:
     """Return the first candidate that is faster than the original by more than the noise."""
-    for outcome in best:
-        if outcome.latency and outcome.original_latency and clearly_faster(outcome.latency, outcome.original_latency):
-            return outcome
-    return None
+    return next((outcome for outcome in best if is_faster(outcome)), None)
+
+
+def is_faster(outcome: Outcome) -> bool:
+    """Whether a candidate was measured, and is faster than the original by more than the noise."""
+    latency, original = outcome.latency, outcome.original_latency
+    if latency is None or original is None or not (latency.ok and original.ok):
+        return False
+    return clearly_faster(latency, original)

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gos_adapt.cost.measured import clearly_faster
 from gos_adapt.finetune.fit import DEFAULT
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement
+from gos_adapt.search.search import is_faster
 from gos_adapt.strategies.programme import Option, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key
 from gos_adapt.strategies.tuned_latency import in_turn, timed_tuned
@@ -132,7 +132,7 @@ class Table:
         seconds = TUNE_SHARE * self._setting.time_left()
         timed = timed_tuned(self._setting, self._setting.model, contests, seconds)
         return [
-            [replace(one, outcome=outcome) for one, outcome in zip(own, outcomes, strict=True) if _faster(outcome)]
+            [replace(one, outcome=outcome) for one, outcome in zip(own, outcomes, strict=True) if is_faster(outcome)]
             for own, outcomes in zip(kept, timed, strict=True)
         ]
 
@@ -222,13 +222,6 @@ def _named(step: Step) -> list[_Kept]:
         front = [front[round(i * (len(front) - 1) / (KEPT - 1))] for i in range(KEPT)]
     relatives = [_Kept(step, str(outcome.candidate.family), outcome) for outcome in step.relatives]
     return [*relatives, *(_Kept(step, f"rank {rank}", outcome) for rank, outcome in enumerate(front))]
-
-
-def _faster(outcome: Outcome) -> bool:
-    latency, original = outcome.latency, outcome.original_latency
-    if latency is None or original is None or not (latency.ok and original.ok):
-        return False
-    return clearly_faster(latency, original)
 
 
 def _by_family(rows: RowSet) -> Iterator[tuple[str, RowSet]]:

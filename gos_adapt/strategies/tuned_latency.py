@@ -55,7 +55,7 @@ def _tuned_and_timed(setting: Setting, groups: Sequence[Sequence[Operator]], sec
         for number, operator in in_turn(groups):
             if time_left() <= 0:
                 break
-            workbench.tune_operators([operator])
+            workbench.tune_operator(*operator)
             tuned[number] += 1
             advance()
     found = []

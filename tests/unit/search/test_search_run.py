@@ -210,3 +210,9 @@ def test_measuring_leaves_time_for_judging(model, tmp_path, monkeypatch):
     assert len(measured) == 6
     assert any(outcome.judgement for outcome in measured)
     assert any(o.level == "measured latency" and o.reason == OUT_OF_TIME for o in front.outcomes)
+
+
+def test_what_could_not_be_timed_again_is_not_chosen(whole):
+    lost = [replace(outcome, latency=Measurement((), CONDITIONS, "lost")) for outcome in whole[0].best]
+    assert lost
+    assert choose(lost) is None
