@@ -7,11 +7,15 @@ weights, and factors from a closed form can be badly scaled.
 
 Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; steps made as large as Adam's
 after Liu et al., "Muon is scalable for LLM training", 2025, section 2.2. Deviation: no weight decay, as the teacher's
-function is what is wanted; the first and the last layer are matrices like the others.
+function is what is wanted; the first and the last layer are matrices like the others; matrices of one shape are made
+orthogonal together, in float32. (torch's own Muon takes them one by one in bfloat16, which most processors only
+emulate: 109 of 467 ms of a training step of ResNet-20 on two cores with AVX2, where this takes 10.)
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     Array = np.ndarray[Any, Any]
+
+MOMENTUM = 0.95
+ADAMS_SIZE = 0.2
+"""Root mean square of a step, in learning rates: what Adam's is found to be."""
+QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+"""Odd polynomial that brings singular values in (0, 1] towards 1 when it is applied so often; Jordan et al."""
 
 
 class Optimizer:
@@ -43,7 +53,7 @@ class Optimizer:
         assert all(view.data_ptr() == leaf.data_ptr() for view, leaf in zip(self._views, matrices, strict=True))
         self._parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self._parts.append(torch.optim.Muon(_groups(self._views), weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+            self._parts.append(_Muon(_groups(self._views), {"lr": 0.0}))
         if others:
             self._parts.append(torch.optim.Adam(_groups(others)))
 
@@ -81,6 +91,44 @@ class Optimizer:
         for part in self._parts:
             for group in part.param_groups:
                 yield from (part.state[weight] for weight in group["params"])
+
+
+class _Muon(torch.optim.Optimizer):
+    """Steps along the nearest orthogonal matrix to the momentum of a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step by the gradients that the weights have."""
+        alike = defaultdict(list)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike[weight.shape].append((weight, group["lr"]))
+        for shape, weights in alike.items():
+            steps = orthogonal(torch.stack([self._direction(weight) for weight, _ in weights]))
+            for (weight, learning_rate), step in zip(weights, steps, strict=True):
+                weight.sub_(step, alpha=ADAMS_SIZE * math.sqrt(max(shape)) * learning_rate)
+
+    def _direction(self, weight: Tensor) -> Tensor:
+        momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        assert weight.grad is not None
+        momentum.lerp_(weight.grad, 1 - MOMENTUM)
+        return weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Roughly the nearest matrices whose singular values are all 1: theirs lie between 0.7 and 1.2, small ones lower.
+
+    Args:
+        matrices: ``(n, rows, columns)``.
+    """
+    a, b, c = QUINTIC
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1 then
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if wide.shape == matrices.shape else wide.mT
 
 
 def _is_matrix(leaf: Tensor) -> bool:
