@@ -28,18 +28,27 @@ Tensors = dict[str, Tensor]
 class AdaptedModel(nn.Module):
     """A model with replaceable sites; gives its first output.
 
+    Args:
+        model: The original.
+        sites: Of it, none overlapping another.
+        whole: See below.
+        also: Names of tensors that `compute` gives besides; none inside a site.
+
     Attributes:
         sites: In model order, none overlapping another.
         whole: Whether everything before the first site can change too; then "the first cut" is the model's input.
         cuts: For each site, then for the end, the tensors that everything from there on depends on.
     """
 
-    def __init__(self, model: Model, sites: Sequence[Site], *, whole: bool = False) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], *, whole: bool = False, also: Sequence[str] = ()) -> None:
         super().__init__()
         self.whole = whole
         order = {name: i for i, node in enumerate(model.proto.graph.node) for name in node.output}
         self.sites = tuple(sorted(sites, key=lambda site: order[site.output]))
-        self.cuts = (*(cut(model, self.sites[k:]) for k in range(len(self.sites))), (model.outputs[0].name,))
+        # inside a site the executor would go on computing what the model computed before
+        assert not any(name in site.nodes and name != site.output for name in also for site in sites)
+        wanted = (model.outputs[0].name, *also)
+        self.cuts = (*(cut(model, self.sites[k:], wanted) for k in range(len(self.sites))), wanted)
         self.source = model.inputs[0].name
         self.executor = TorchExecutor(model.proto)
 
@@ -50,11 +59,15 @@ class AdaptedModel(nn.Module):
 
     def forward(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """From the tensors at the first cut to the model's first output, with `operators` at the sites."""
+        return self.compute(tensors, operators)[0]
+
+    def compute(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
+        """Likewise, and those that were asked for besides."""
         if self.whole:
             tensors = self._advance(tensors, 0)
         for k, operator in enumerate(operators):
             tensors = self.pass_site(tensors, k, operator(tensors[self.sites[k].input]))
-        return tensors[self.cuts[-1][0]]
+        return tuple(tensors[name] for name in self.cuts[-1])
 
     def pass_site(self, tensors: Tensors, k: int, output: Tensor) -> Tensors:
         """From the tensors at cut k and what site k wrote to the tensors at the next cut."""
@@ -64,8 +77,11 @@ class AdaptedModel(nn.Module):
         return dict(zip(self.cuts[k], self.executor.compute(tensors, self.cuts[k]), strict=True))
 
 
-def cut(model: Model, sites: Sequence[Site]) -> tuple[str, ...]:
-    """Name the tensors that `sites` and whatever depends on them read, but do not change; in order, without repeats."""
+def cut(model: Model, sites: Sequence[Site], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Name the tensors that `sites` and whatever depends on them read, but do not change; in order, without repeats.
+
+    Whoever wants tensors in the end reads them, too.
+    """
     graph = model.proto.graph
     covered = {name for site in sites for name in site.nodes}
     changed = {site.output for site in sites}
@@ -75,7 +91,7 @@ def cut(model: Model, sites: Sequence[Site]) -> tuple[str, ...]:
             changed.update(node.output)
             read |= dict.fromkeys(node.input)
     stored = {initializer.name for initializer in graph.initializer} | {""}
-    read[model.outputs[0].name] = None
+    read |= dict.fromkeys(wanted)
     return tuple(name for name in read if name not in changed and name not in stored)
 
 

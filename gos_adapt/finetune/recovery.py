@@ -4,17 +4,19 @@ What learns are the replacements. A layer that keeps its operator learns too whe
 operator (`with_retrained_layers`): the replacements alone then still describe the result.
 
 Student and original see the same inputs, augmented as the task says and every second mixed with another, and learning
-goes on for as long as there is time (function matching). The length of the training is whatever `done` says, usually a
-share of a time budget; the learning rate follows it, so that the training ends settled at any length. The state is
-given to `keep` now and then: a training that was killed goes on from there.
+goes on for as long as there is time (function matching). They are compared by their outputs and, where the last layer
+is linear, in equal parts by the features it reads: those say more of a sample than a few outputs do. The length of the
+training is whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the training
+ends settled at any length. The state is given to `keep` now and then: a training that was killed goes on from there.
 
 Whether a training helped is told by mixed inputs, too, not by the score. Samples that the original was trained with
 favour what was trained less, because its weights remember them: of two ResNet-20 made faster, one had 94.0 % of such
 samples right after 295 steps, the other 92.6 % after 2,199; of samples never seen 88.2 and 89.5 %.
 
 Reference: METHOD 1.4.3, 1.4.4; Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR
-2022. Deviations from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then falls along a
-cosine, so that the last steps settle; products compute in mixed precision.
+2022; Chen et al., "Knowledge distillation with the reused teacher classifier", CVPR 2022, for features, though here the
+last layer learns as well. Deviations from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then
+falls along a cosine, so that the last steps settle; products compute in mixed precision.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gos_adapt.finetune.adapted import BATCH, AdaptedModel
+from gos_adapt.finetune.adapted import BATCH, AdaptedModel, Tensors
 from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.optimizer import Optimizer
 from gos_adapt.finetune.precision import mixed_precision
@@ -119,12 +121,12 @@ def recover(
         keep: Takes the state now and then.
         progress: Called with the share that is done.
     """
-    student = _Student(model, replacements, task)
+    student = _Student(model, replacements, teacher.compared)
     steps = student.restore(resume) if resume else 0
     kept = time.monotonic()
     while student.parameters and (share := done(steps)) < 1:
         progress(share)
-        student.learn(*teacher[steps], settings.learning_rate_at(share))
+        student.learn(teacher, steps, settings.learning_rate_at(share))
         steps += 1
         if time.monotonic() - kept > settings.keep_every_s:
             keep(student.state(steps))
@@ -150,11 +152,13 @@ def with_retrained_layers(model: Model, replacements: Sequence[Replacement]) -> 
 class _Student:
     """The model with trainable operators at its sites, and their optimiser."""
 
-    def __init__(self, model: Model, replacements: Sequence[Replacement], task: Task) -> None:
+    def __init__(self, model: Model, replacements: Sequence[Replacement], compared: Sequence[str]) -> None:
         given = {replacement.site: replacement for replacement in replacements}
-        self._task = task
+        sites = [site for site in find_sites(model) if site.name in given]
+        inside = {name for site in sites for name in site.nodes if name != site.output}  # no longer computed
         self._order = [replacement.site for replacement in replacements]
-        self._model = AdaptedModel(model, [site for site in find_sites(model) if site.name in given], whole=True)
+        self._compared = [name for name in compared if name not in inside]
+        self._model = AdaptedModel(model, sites, whole=True, also=self._compared[1:])
         self._model.requires_grad_(False)
         self._given = [given[site.name] for site in self._model.sites]
         self._operators = [TorchOperator(r.operator, r.weights) for r in self._given]
@@ -162,12 +166,13 @@ class _Student:
         if self.parameters:
             self._optimizer = Optimizer(self.parameters)
 
-    def learn(self, inputs: Tensor, wanted: Tensor, learning_rate: float) -> None:
-        """Take one step on a batch, towards the teacher's outputs."""
+    def learn(self, teacher: Teacher, step: int, learning_rate: float) -> None:
+        """Take one step towards the teacher."""
+        inputs, answers = teacher[step]
         with mixed_precision():
-            outputs = self._model({self._model.source: inputs}, self._operators).float()
-        loss = self._task.loss.distillation(outputs, wanted, self._task.temperature)
-        self._optimizer.step(loss, learning_rate)
+            computed = self._model.compute({self._model.source: inputs}, self._operators)
+        own = dict(zip(self._compared, computed, strict=True))
+        self._optimizer.step(teacher.distance(own, answers), learning_rate)
 
     def replacements(self) -> tuple[Replacement, ...]:
         """The replacements with the weights as they are now, in the order they were given."""
@@ -194,7 +199,7 @@ class _Student:
 
 
 class Teacher:
-    """The original model: the batch of every step with its outputs, and how far another model is from it.
+    """The original model: the batch of every step with what it computes, and how far another model is from it.
 
     Several trainings may share one: what it answered for one, it need not answer again.
 
@@ -202,57 +207,94 @@ class Teacher:
         model: The original.
         task: Its training split is learnt from, its selection split tells how far.
         seed: Of the order of samples, their augmentation and mixing.
+
+    Attributes:
+        compared: Names of the tensors that a student should compute likewise: the output, then features.
     """
 
     def __init__(self, model: Model, task: Task, seed: int) -> None:
         self._task, self._seed = task, seed
         self._source, self._output = model.inputs[0].name, model.outputs[0].name
+        self.compared = (self._output, *_features(model))
         self._executor = TorchExecutor(model.proto)
-        self._answers: dict[int, Tensor] = {}
+        self._answers: dict[int, Tensors] = {}
         self._room = MAX_BYTES
         self._size = min(task.batch, task.training.n)
         self._steps = task.training.n // self._size  # of one pass
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of a step: all samples come once before any comes again."""
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensors]:
+        """Inputs of a step and the tensors compared: all samples come once before any comes again."""
         step %= VARIANTS * self._steps
         order = np.random.default_rng((self._seed, step // self._steps)).permutation(self._task.training.n)
         which = order[step % self._steps * self._size :][: self._size]
         rng = np.random.default_rng((self._seed, step, 1))
         inputs, _ = self._task.training.augmented(which, self._task.augmentation, rng)
         mixed = mixed_in_pairs(torch.from_numpy(inputs), np.maximum(0, rng.uniform(-1, 1, len(inputs))))
-        answer = self._answers.get(step)
-        if answer is None:
-            answer = self._compute(self._executor, mixed)
-            if self._room >= answer.nbytes:
-                self._room -= answer.nbytes
-                self._answers[step] = answer
-        return mixed, answer
+        answers = self._answers.get(step)
+        if answers is None:
+            answers = self._compute(self._executor, mixed, self.compared)
+            size = sum(answer.nbytes for answer in answers.values())
+            if self._room >= size:
+                self._room -= size
+                self._answers[step] = answers
+        return mixed, answers
+
+    def distance(self, computed: Tensors, answers: Tensors) -> Tensor:
+        """What a student has to reduce: 1 for each tensor that it computes as well as one that never changes would."""
+        return torch.stack(
+            [self._error(name, own, answers[name]) / self._spread[name] for name, own in computed.items()]
+        ).sum()
 
     def loss(self, model: Model) -> float:
         """Distillation loss of a model on mixed pairs of selection inputs; infinite if it computes what is no number.
 
         Such mixtures were in no training of either, though the original may have seen the samples; no label is needed.
         """
-        executor = TorchExecutor(model.proto)
-        outputs = torch.cat([self._compute(executor, inputs) for inputs, _ in self._exam])
-        wanted = torch.cat([answers for _, answers in self._exam])
-        loss = float(self._task.loss.distillation(outputs, wanted, self._task.temperature))
+        executor, names = TorchExecutor(model.proto), (self._output,)
+        outputs = torch.cat([self._compute(executor, inputs, names)[self._output] for inputs in self._exam])
+        loss = float(self._error(self._output, outputs, self._solutions[self._output]))
         return loss if math.isfinite(loss) else math.inf
 
+    def _error(self, name: str, computed: Tensor, wanted: Tensor) -> Tensor:
+        if name == self._output:
+            return self._task.loss.distillation(computed.float(), wanted, self._task.temperature)
+        return (computed.float() - wanted).square().mean()
+
     @cached_property
-    def _exam(self) -> list[tuple[Tensor, Tensor]]:
+    def _exam(self) -> tuple[Tensor, ...]:
         inputs, _ = self._task.selection.arrays()
         rng = np.random.default_rng((self._seed, 2))
-        batches = [
+        return tuple(
             mixed_in_pairs(batch, rng.random(len(batch))) for batch in torch.split(torch.from_numpy(inputs), BATCH)
-        ]
-        return [(batch, self._compute(self._executor, batch)) for batch in batches]
+        )
 
-    def _compute(self, executor: TorchExecutor, inputs: Tensor) -> Tensor:
+    @cached_property
+    def _solutions(self) -> Tensors:
+        answers = [self._compute(self._executor, inputs, self.compared) for inputs in self._exam]
+        return {name: torch.cat([answer[name] for answer in answers]) for name in self.compared}
+
+    @cached_property
+    def _spread(self) -> dict[str, float]:
+        """The error of whoever always answers the mean."""
+        return {
+            name: float(self._error(name, wanted.mean(dim=0, keepdim=True).expand_as(wanted), wanted)) or 1.0
+            for name, wanted in self._solutions.items()
+        }
+
+    def _compute(self, executor: TorchExecutor, inputs: Tensor, names: Sequence[str]) -> Tensors:
         with torch.no_grad(), mixed_precision():
-            (outputs,) = executor.compute({self._source: inputs}, (self._output,))
-        return outputs.float()
+            computed = executor.compute({self._source: inputs}, names)
+        return {name: tensor.float() for name, tensor in zip(names, computed, strict=True)}
+
+
+def _features(model: Model) -> tuple[str, ...]:
+    """Name the tensor that the last linear layer reads, a vector for each sample; none where there is none."""
+    found = [
+        site.input
+        for site in find_sites(model)
+        if site.kind == "linear" and len(site.input_shape) == 1 and site.input != model.inputs[0].name
+    ]
+    return tuple(found[-1:])
 
 
 def mixed_in_pairs(inputs: Tensor, shares: Array) -> Tensor:

@@ -42,9 +42,9 @@ def replaced(model, *names):
 
 
 def test_the_cut_holds_what_the_changed_part_reads_and_nothing_else(model):
-    assert cut(model, sites_named(model, "r2")) == ("o1",)
-    assert cut(model, sites_named(model, "d2")) == ("r2", "o1")
-    assert cut(model, sites_named(model, "r1", "r2")) == ("r0",)
+    assert cut(model, sites_named(model, "r2"), ("y",)) == ("o1",)
+    assert cut(model, sites_named(model, "d2"), ("y",)) == ("r2", "o1")
+    assert cut(model, sites_named(model, "r1", "r2"), ("y",)) == ("r0",)
 
 
 @pytest.mark.parametrize("names", [(), ("r1",), ("d1", "r2"), ("o1", "o2"), ("r1", "d1", "o2")])

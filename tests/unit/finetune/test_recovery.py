@@ -1,14 +1,17 @@
 """Training all replacements together, and the layers around them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from example_models import in_onnx_runtime
+from example_models import in_onnx_runtime, normal, small_model
 from example_search import residual_model, sites_named, task_for
 
 from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.recovery import STEPS, Recovery, Teacher, mixed_in_pairs, recover, with_retrained_layers
-from gos_adapt.model.model import Replacement
+from gos_adapt.model.model import Replacement, TensorSpec
+from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.seeds import seeds
 
@@ -92,11 +95,36 @@ def test_the_original_is_at_no_distance_from_its_teacher(model, task):
     assert Teacher(model, task, 0).loss(model) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_features_count_as_much_as_outputs(model, task):
+    teacher = Teacher(model, task, 0)
+    _, answers = teacher[0]
+    assert float(teacher.distance(answers, answers)) == pytest.approx(0.0, abs=1e-6)
+    for name in answers:
+        constant = answers | {name: answers[name].mean(dim=0, keepdim=True).expand_as(answers[name])}
+        assert float(teacher.distance(constant, answers)) == pytest.approx(1.0, rel=0.3)
+
+
+def test_features_inside_a_replacement_are_not_compared():
+    layers = [("Gemm", "h w1 b1", "a", {}), ("Relu", "a", "r", {}), ("Gemm", "r w2 b2", "d", {})]
+    nodes = [("Gemm", "x w0 b0", "h", {}), *layers, ("Add", "d h", "y", {})]
+    weights = [(f"w{k}", normal(6, 6, seed=k)) for k in range(3)] + [(f"b{k}", normal(6, seed=k)) for k in range(3)]
+    model = replace(small_model(nodes, ("N", 6), ["y"], weights), outputs=(TensorSpec("y", ("N", 6), "float32"),))
+    task = task_for(model, normal(384, 6, seed=4))
+    teacher = Teacher(model, task, 0)
+    assert teacher.compared == ("y", "r")
+    branch = next(site for site in find_sites(model) if site.kind == "branch")
+    given = (Replacement(branch.name, branch.operator, tuple(0.9 * w for w in branch.weights)),)
+    assert recovered(model, task, given).loss < 0.5 * teacher.loss(splice(model, given))
+
+
 def test_a_batch_is_the_same_whenever_it_is_asked_for(model, task):
     first, second = Teacher(model, task, 0), Teacher(model, task, 0)
     for step in (5, 0, 5):
-        for one, other in zip(first[step], second[step], strict=True):
-            np.testing.assert_array_equal(one, other)
+        (inputs, answers), (same_inputs, same_answers) = first[step], second[step]
+        np.testing.assert_array_equal(inputs, same_inputs)
+        assert set(answers) == {"y", "f"}  # the classes, and what the last layer reads
+        for name, answer in answers.items():
+            np.testing.assert_array_equal(answer, same_answers[name])
     assert not np.array_equal(first[0][0], first[1][0])
 
 
