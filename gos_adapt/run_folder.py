@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Policy = Literal["resume", "fresh"]
 Identity = Mapping[str, str | int | float | bool | None]
 
-FORMAT = 1  # of everything in the folder; another value makes another run
+FORMAT = 2  # of everything in the folder; another value makes another run
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
@@ -256,6 +257,11 @@ class Journal:
             if key is not None:
                 self._records[key] = value
         return sum(map(len, lines))
+
+
+def arrays_file(kind: str, key: str) -> str:
+    """Name of the file for the arrays of what the journal knows by `key`, so that no other key's are taken for them."""
+    return f"{kind}-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -31,11 +31,11 @@ class AdaptedModel(nn.Module):
     Args:
         model: The original.
         sites: Of it, none overlapping another.
-        whole: See below.
+        whole: As the attribute.
         also: Names of tensors that `compute` gives besides; none inside a site.
 
     Attributes:
-        sites: In model order, none overlapping another.
+        sites: In model order.
         whole: Whether everything before the first site can change too; then "the first cut" is the model's input.
         cuts: For each site, then for the end, the tensors that everything from there on depends on.
     """
@@ -62,7 +62,7 @@ class AdaptedModel(nn.Module):
         return self.compute(tensors, operators)[0]
 
     def compute(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
-        """Likewise, and those that were asked for besides."""
+        """Likewise, to the first output and then the tensors named by `also`."""
         if self.whole:
             tensors = self._advance(tensors, 0)
         for k, operator in enumerate(operators):
@@ -80,7 +80,10 @@ class AdaptedModel(nn.Module):
 def cut(model: Model, sites: Sequence[Site], wanted: Sequence[str]) -> tuple[str, ...]:
     """Name the tensors that `sites` and whatever depends on them read, but do not change; in order, without repeats.
 
-    Whoever wants tensors in the end reads them, too.
+    Args:
+        model: The original.
+        sites: Of it.
+        wanted: Tensors needed at the end; they count as read.
     """
     graph = model.proto.graph
     covered = {name for site in sites for name in site.nodes}

@@ -8,8 +8,8 @@ weights, and factors from a closed form can be badly scaled.
 Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; steps made as large as Adam's
 after Liu et al., "Muon is scalable for LLM training", 2025, section 2.2. Deviation: no weight decay, as the teacher's
 function is what is wanted; the first and the last layer are matrices like the others; matrices of one shape are made
-orthogonal together, in float32. (torch's own Muon takes them one by one in bfloat16, which most processors only
-emulate: 109 of 467 ms of a training step of ResNet-20 on two cores with AVX2, where this takes 10.)
+orthogonal together, in float32. (torch's own Muon takes them one by one in bfloat16, which processors without such
+instructions emulate: 109 of 467 ms of a training step of ResNet-20 on two cores with AVX2, where this takes 10.)
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Muon(torch.optim.Optimizer):
                 weight.sub_(step, alpha=ADAMS_SIZE * math.sqrt(max(shape)) * learning_rate)
 
     def _direction(self, weight: Tensor) -> Tensor:
-        momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
         assert weight.grad is not None
         momentum.lerp_(weight.grad, 1 - MOMENTUM)
         return weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's

@@ -5,9 +5,9 @@ operator (`with_retrained_layers`): the replacements alone then still describe t
 
 Student and original see the same inputs, augmented as the task says and every second mixed with another, and learning
 goes on for as long as there is time (function matching). They are compared by their outputs and, where the last layer
-is linear, in equal parts by the features it reads: those say more of a sample than a few outputs do. The length of the
-training is whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the training
-ends settled at any length. The state is given to `keep` now and then: a training that was killed goes on from there.
+is linear, in equal parts by the features it reads: a few outputs say little of a sample. The length of the training is
+whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the training ends settled
+at any length. The state is given to `keep` now and then: a training that was killed goes on from there.
 
 Whether a training helped is told by mixed inputs, too, not by the score. Samples that the original was trained with
 favour what was trained less, because its weights remember them: of two ResNet-20 made faster, one had 94.0 % of such
@@ -55,6 +55,9 @@ VARIANTS = 16
 """Passes over the samples, each augmented and mixed anew, after which they and the teacher's answers repeat."""
 MAX_BYTES = 2**28
 """Of the teacher's answers that are kept; further ones are computed again."""
+
+ROUNDING = 1e-10
+"""Of the mean square of what a tensor holds: errors below are none."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,8 @@ class Teacher:
         mixed = mixed_in_pairs(torch.from_numpy(inputs), np.maximum(0, rng.uniform(-1, 1, len(inputs))))
         answers = self._answers.get(step)
         if answers is None:
-            answers = self._compute(self._executor, mixed, self.compared)
+            computed = self._compute(self._executor, mixed, self.compared)
+            answers = {name: tensor.clone() for name, tensor in computed.items()}  # no views of larger ones
             size = sum(answer.nbytes for answer in answers.values())
             if self._room >= size:
                 self._room -= size
@@ -240,10 +244,9 @@ class Teacher:
         return mixed, answers
 
     def distance(self, computed: Tensors, answers: Tensors) -> Tensor:
-        """What a student has to reduce: 1 for each tensor that it computes as well as one that never changes would."""
-        return torch.stack(
-            [self._error(name, own, answers[name]) / self._spread[name] for name, own in computed.items()]
-        ).sum()
+        """What a student has to reduce: its errors, each relative to that of always answering the same."""
+        errors = [self._error(name, own.float(), answers[name]) / self._spread[name] for name, own in computed.items()]
+        return torch.stack(errors).sum()
 
     def loss(self, model: Model) -> float:
         """Distillation loss of a model on mixed pairs of selection inputs; infinite if it computes what is no number.
@@ -251,35 +254,35 @@ class Teacher:
         Such mixtures were in no training of either, though the original may have seen the samples; no label is needed.
         """
         executor, names = TorchExecutor(model.proto), (self._output,)
-        outputs = torch.cat([self._compute(executor, inputs, names)[self._output] for inputs in self._exam])
-        loss = float(self._error(self._output, outputs, self._solutions[self._output]))
+        outputs = torch.cat([self._compute(executor, inputs, names)[self._output] for inputs, _ in self._exam])
+        wanted = torch.cat([answers for _, answers in self._exam])
+        loss = float(self._error(self._output, outputs, wanted))
         return loss if math.isfinite(loss) else math.inf
 
     def _error(self, name: str, computed: Tensor, wanted: Tensor) -> Tensor:
         if name == self._output:
-            return self._task.loss.distillation(computed.float(), wanted, self._task.temperature)
-        return (computed.float() - wanted).square().mean()
+            return self._task.loss.distillation(computed, wanted, self._task.temperature)
+        return (computed - wanted).square().mean()
 
     @cached_property
-    def _exam(self) -> tuple[Tensor, ...]:
+    def _exam(self) -> list[tuple[Tensor, Tensor]]:
         inputs, _ = self._task.selection.arrays()
         rng = np.random.default_rng((self._seed, 2))
-        return tuple(
+        batches = [
             mixed_in_pairs(batch, rng.random(len(batch))) for batch in torch.split(torch.from_numpy(inputs), BATCH)
-        )
-
-    @cached_property
-    def _solutions(self) -> Tensors:
-        answers = [self._compute(self._executor, inputs, self.compared) for inputs in self._exam]
-        return {name: torch.cat([answer[name] for answer in answers]) for name in self.compared}
+        ]
+        names = (self._output,)
+        return [(batch, self._compute(self._executor, batch, names)[self._output]) for batch in batches]
 
     @cached_property
     def _spread(self) -> dict[str, float]:
-        """The error of whoever always answers the mean."""
-        return {
-            name: float(self._error(name, wanted.mean(dim=0, keepdim=True).expand_as(wanted), wanted)) or 1.0
-            for name, wanted in self._solutions.items()
-        }
+        """The error of always answering the mean, for each tensor; 1 where all answers are the same."""
+        spread = {}
+        for name, answers in self[0][1].items():
+            wanted = answers.double()  # of probabilities in float32 the error would be rounding
+            error = float(self._error(name, wanted.mean(dim=0, keepdim=True).expand_as(wanted), wanted))
+            spread[name] = error if error > ROUNDING * float(wanted.square().mean()) else 1.0
+        return spread
 
     def _compute(self, executor: TorchExecutor, inputs: Tensor, names: Sequence[str]) -> Tensors:
         with torch.no_grad(), mixed_precision():
@@ -288,13 +291,18 @@ class Teacher:
 
 
 def _features(model: Model) -> tuple[str, ...]:
-    """Name the tensor that the last linear layer reads, a vector for each sample; none where there is none."""
-    found = [
-        site.input
-        for site in find_sites(model)
-        if site.kind == "linear" and len(site.input_shape) == 1 and site.input != model.inputs[0].name
-    ]
-    return tuple(found[-1:])
+    """Name the tensor that the last layer of the first output reads; none unless that is linear and others lie before.
+
+    Such a tensor is a vector for each sample.
+    """
+    needed = {model.outputs[0].name}
+    for node in reversed(model.proto.graph.node):
+        if not needed.isdisjoint(node.output):
+            needed.update(node.input)
+    layers = [site for site in find_sites(model) if site.kind != "branch" and site.weights and site.output in needed]
+    if len(layers) < 2 or layers[-1].kind != "linear" or len(layers[-1].input_shape) != 1:
+        return ()
+    return (layers[-1].input,)
 
 
 def mixed_in_pairs(inputs: Tensor, shares: Array) -> Tensor:

@@ -14,7 +14,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from gos_adapt.cost.counted import counted_cost
 from gos_adapt.operators.graph import THESIS, Limits
 from gos_adapt.quantities import Measurement
+from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.candidate import ORIGINAL, Judgement, Outcome
 from gos_adapt.search.objectives import OBJECTIVES
 from gos_adapt.search.objectives.latency import latency_change_s
@@ -363,7 +363,7 @@ def _judgement_key(outcome: Outcome, context: Context) -> str:
 
 def _remembered_judgement(candidate: Candidate, key: str, context: Context) -> Judgement:
     """The judgement in the run folder: numbers in the journal, weights in a file that is written first."""
-    file = f"weights-{sha256(key.encode()).hexdigest()[:16]}.safetensors"  # the key names the group too
+    file = arrays_file("weights", key)
     if key not in context.folder.journal:
         fresh = context.judge(candidate.operator, candidate.weights)
         arrays = {f"{k}.{i}": array for k, own in enumerate(fresh.weights) for i, array in enumerate(own)}

@@ -22,8 +22,7 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -34,6 +33,7 @@ from gos_adapt.finetune.loss import SAMPLES, LossJudge
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Selection, amdahl_bound
+from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import timed
 from gos_adapt.search.search import seed_candidates
@@ -78,6 +78,13 @@ PASSES = 1000
 
 Choice = tuple["RowSet", "Recovered | None", tuple[str, ...]]
 """What was replaced, the model after recovery if anything was, and what a reader must know."""
+
+
+class _Race(NamedTuple):
+    """How many sets run, and whether they are fitted thoroughly before."""
+
+    runners: int
+    thorough: bool
 
 
 class Joint(Setting):
@@ -172,7 +179,7 @@ class Joint(Setting):
 
     def _reached(self, table: Table, goal_s: float) -> Choice:
         """What keeps most of those sets that reach a latency."""
-        sets, notes = table.sets(goal_s, self._runners("goal", self.time_left()))
+        sets, notes = table.sets(goal_s, self._planned("goal", self.time_left()).runners)
         if not sets:
             return (), None, notes
         chosen, recovered = self._race(sets, "goal", self.time_left(), PASSES)
@@ -194,9 +201,9 @@ class Joint(Setting):
         while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
             middle = (low + high) // 2
             name = f"trial-{ladder[middle]}"
-            if _runners_key(name) not in self.folder.journal and self.time_left() <= 0:
+            if _race_key(name) not in self.folder.journal and self.time_left() <= 0:
                 break
-            sets, missed = table.sets(whole_s / ladder[middle], self._runners(name, seconds))
+            sets, missed = table.sets(whole_s / ladder[middle], self._planned(name, seconds).runners)
             if missed or not sets:
                 high = middle
                 continue
@@ -215,13 +222,13 @@ class Joint(Setting):
         chosen, trial = best
         return chosen, self._recovered(trial.replacements, "fastest", math.inf, PASSES), ()
 
-    def _runners(self, name: str, seconds: float) -> int:
-        """How many sets race for so long."""
-        key = _runners_key(name)
+    def _planned(self, name: str, seconds: float) -> _Race:
+        """What a race of so long can afford; decided once, so that a run that was killed goes on with the same."""
+        key = _race_key(name)
         if key not in self.folder.journal:
-            self.folder.journal.put(key, int(min(MOST_SETS, max(1, HEAT_SHARE * seconds / HEAT_S))))
-        runners: int = self.folder.journal.get(key)
-        return runners
+            runners = int(min(MOST_SETS, max(1, HEAT_SHARE * seconds / HEAT_S)))
+            self.folder.journal.put(key, [runners, seconds >= THOROUGH_S])
+        return _Race(*self.folder.journal.get(key))
 
     def _race(self, sets: Sequence[RowSet], name: str, seconds: float, passes: float) -> tuple[RowSet, Recovered]:
         """Train all a little, keep the better half, and again for longer; then train the one that is left to the end.
@@ -230,7 +237,7 @@ class Joint(Setting):
         hyperparameter optimization", AISTATS 2016.
         """
         time_left = self.clock(None, seconds)
-        fitting = THOROUGH if seconds >= THOROUGH_S else DEFAULT
+        fitting = THOROUGH if self._planned(name, seconds).thorough else DEFAULT
         runners = {number: self._fitted(rows, fitting) for number, rows in enumerate(sets)}
         heat = 0
         while len(runners) > 1:
@@ -260,7 +267,7 @@ class Joint(Setting):
         adapted = AdaptedModel(self.model, [row.site for row in chosen])
         ordered = [replacements[site.name] for site in adapted.sites]
         key = f"fitted:{settings.steps}:{graph_key(splice(self.model, ordered))}"
-        file = f"fitted-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        file = arrays_file("fitted", key)
         if key not in self.folder.journal:
             assert self.task is not None
             samples, _ = self.task.training.part(slice(0, THOROUGH_SAMPLES)).arrays()
@@ -274,8 +281,8 @@ class Joint(Setting):
         return self.with_weights(file, ordered)
 
 
-def _runners_key(name: str) -> str:
-    return f"runners:{name}"
+def _race_key(name: str) -> str:
+    return f"race:{name}"
 
 
 def search_settings(settings: Settings, generations: int) -> Settings:

@@ -7,15 +7,13 @@
 
 Savings and losses are added up as if sites did not influence each other. Losses so added rank sets, they do not predict
 them. Savings come near, so a set is measured, and another saving asked of the programme, until one just saves enough.
-Where the programme goes from too little to far too much in one step, options are left out of the larger set: of its own
-parts savings add up better.
 Solved exactly by HiGHS through `scipy.optimize.milp`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MEASURED = 6
-"""Sets measured at most until one saves just enough; and parts of it."""
+"""Sets measured at most until one saves just enough."""
 NEAR = 0.03
 """Of the saving wanted: a set that saves no more than this above it is near enough."""
 STEP = 0.85
@@ -117,27 +115,6 @@ def measured_sets(
     Returns:
         Each set once, in the order of measuring; none when no set saves anything.
     """
-    sets = _bracketed(options, saving_s, limit, measure, overestimate)
-    whole = min((one for one in sets if one.enough), key=lambda one: one.loss, default=None)
-    if whole and whole.saved_s > (1 + NEAR) * saving_s:
-        own = [options[i] for i in whole.chosen]
-
-        def part(chosen: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(whole.chosen[k] for k in chosen)
-
-        parts = _bracketed(own, saving_s, limit, lambda chosen: measure(part(chosen)), whole.overestimate)
-        found = {one.chosen for one in sets}
-        sets += [one for one in (replace(one, chosen=part(one.chosen)) for one in parts) if one.chosen not in found]
-    return sets
-
-
-def _bracketed(
-    options: Sequence[Option],
-    saving_s: float,
-    limit: int | None,
-    measure: Callable[[tuple[int, ...]], float],
-    overestimate: float,
-) -> list[MeasuredSet]:
     measured: dict[tuple[int, ...], MeasuredSet] = {}
     most_s = largest_saving(options, limit)
     wanted_s, too_little_s, enough_s = min(saving_s * overestimate, most_s), 0.0, most_s

@@ -23,6 +23,7 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.profiling.profile import Profile
+from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.cascade import Context, Settings
 from gos_adapt.search.search import search
 from gos_adapt.task import Score
@@ -263,7 +264,7 @@ class Setting:
 
         Args:
             replacements: Of the original's sites.
-            name: Of this recovery, for its files: a run has each once.
+            name: Of this recovery: a run has each once for a set of replacements.
             seconds: End it.
             steps: End it.
             train_all: Whether the layers that keep their operator learn too.
@@ -272,7 +273,7 @@ class Setting:
         if train_all:
             replacements = with_retrained_layers(self.model, replacements)
         key = f"recovered:{name}:{graph_key(splice(self.model, replacements))}"
-        file, unfinished = f"recovered-{name}.safetensors", f"recovering-{name}.safetensors"
+        file, unfinished = arrays_file("recovered", key), arrays_file("recovering", key)
         if key not in self.folder.journal:
             state = self.folder.load_arrays(unfinished)
             start = float(state["share"]) if state else 0.0

@@ -3,6 +3,7 @@
 import math
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def quick():
         patch.setattr(joint, "MOST_SETS", 2)
         patch.setattr(table, "KEPT", 2)
         patch.setattr(joint, "LADDER", (1.1, 1.5))
-        patch.setattr(joint, "THOROUGH", table.DEFAULT)
+        patch.setattr(joint, "THOROUGH", replace(table.DEFAULT, steps=table.DEFAULT.steps + 1))
         yield
 
 
@@ -58,8 +59,8 @@ def run(model, workbench, path, *, epsilon=0.2, max_sites=None, **options):
 
 
 @contextmanager
-def opened(model, workbench, path, kept, **options):
-    """The strategy in a folder; what it delivers is put in `kept`."""
+def opened(model, workbench, path, kept, *, seconds=math.inf, **options):
+    """The strategy in a folder, with so much time left; what it delivers is put in `kept`."""
     request = Request(seed=0, settings=Settings(population=8, offspring=8, measurements=8), **options)
     with RunFolder.open(path, {"test": "joint"}, "resume") as folder:
         yield Joint(
@@ -69,7 +70,7 @@ def opened(model, workbench, path, kept, **options):
             workbench,
             folder,
             Silent(),
-            lambda: math.inf,
+            lambda: seconds,
             lambda adapted, replacements: kept.append(replacements),
         )
 
@@ -109,9 +110,10 @@ def test_with_all_layers_trained_every_layer_is_a_replacement_or_inside_one(fast
     assert all(covered.issuperset(site.nodes) for site in layers)
 
 
-def test_the_same_run_again_repeats_nothing_and_ends_the_same(faster, model, workbench):
+@pytest.mark.parametrize("seconds", [math.inf, 1.0])
+def test_the_same_run_again_repeats_nothing_and_ends_the_same(faster, model, workbench, seconds):
     path, adapted, _, records = faster
-    again, _, records_again = run(model, workbench, path, speed_up=1.1, train_all=True)
+    again, _, records_again = run(model, workbench, path, speed_up=1.1, train_all=True, seconds=seconds)
     assert records_again == records
     for one, other in zip(adapted.replacements, again.replacements, strict=True):
         assert one.site == other.site

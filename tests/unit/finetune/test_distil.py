@@ -11,6 +11,8 @@ from gos_adapt.finetune.adapted import AdaptedModel, CutSamples, cut
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import AccuracyJudge, Training, prepare_lessons, score, train
 from gos_adapt.model.model import Replacement
+from gos_adapt.model.splice import splice
+from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.evaluate import evaluate
 from gos_adapt.operators.seeds import seeds
 from gos_adapt.operators.torch_form import TorchOperator
@@ -55,6 +57,19 @@ def test_with_the_sites_own_operators_the_model_is_unchanged(model, names, whole
     with torch.no_grad():
         outputs = adapted(adapted.at_first_cut(torch.from_numpy(INPUTS[:4])), operators)
     np.testing.assert_allclose(outputs, in_onnx_runtime(model.proto, INPUTS[:4])[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("also", ["r0", "o1", "d2", "f", "y"])  # before the sites, between, at one, behind, the output
+def test_further_tensors_are_those_of_the_changed_model(model, also):
+    sites, replacements = replaced(model, "r1", "d2")
+    adapted = AdaptedModel(model, sites, whole=True, also=(also,))
+    inputs = torch.from_numpy(INPUTS[:4])
+    operators = [TorchOperator(replacement.operator, replacement.weights) for replacement in replacements]
+    with torch.no_grad():
+        found = adapted.compute(adapted.at_first_cut(inputs), operators)
+        expected = TorchExecutor(splice(model, replacements).proto).compute({"x": inputs}, ("y", also))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_captured_inputs_are_what_the_site_reads(model):
