@@ -97,7 +97,7 @@ class _Muon(torch.optim.Optimizer):
     """Steps along the nearest orthogonal matrix to the momentum of a gradient."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Take one step by the gradients that the weights have."""
         alike = defaultdict(list)
         for group in self.param_groups:
@@ -110,8 +110,11 @@ class _Muon(torch.optim.Optimizer):
                 weight.sub_(step, alpha=ADAMS_SIZE * math.sqrt(max(shape)) * learning_rate)
 
     def _direction(self, weight: Tensor) -> Tensor:
-        momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
         assert weight.grad is not None
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum = state["momentum_buffer"]
         momentum.lerp_(weight.grad, 1 - MOMENTUM)
         return weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
 

@@ -35,6 +35,7 @@ from gos_adapt.finetune.adapted import BATCH, AdaptedModel, Tensors
 from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.optimizer import Optimizer
 from gos_adapt.finetune.precision import mixed_precision
+from gos_adapt.model.leading_to import leading_to
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
@@ -55,7 +56,6 @@ VARIANTS = 16
 """Passes over the samples, each augmented and mixed anew, after which they and the teacher's answers repeat."""
 MAX_BYTES = 2**28
 """Of the teacher's answers that are kept; further ones are computed again."""
-
 ROUNDING = 1e-10
 """Of the mean square of what a tensor holds: errors below are none."""
 
@@ -235,12 +235,11 @@ class Teacher:
         mixed = mixed_in_pairs(torch.from_numpy(inputs), np.maximum(0, rng.uniform(-1, 1, len(inputs))))
         answers = self._answers.get(step)
         if answers is None:
-            computed = self._compute(self._executor, mixed, self.compared)
-            answers = {name: tensor.clone() for name, tensor in computed.items()}  # no views of larger ones
+            answers = self._compute(self._executor, mixed, self.compared)
             size = sum(answer.nbytes for answer in answers.values())
             if self._room >= size:
                 self._room -= size
-                self._answers[step] = answers
+                self._answers[step] = {name: answer.clone() for name, answer in answers.items()}  # no views of more
         return mixed, answers
 
     def distance(self, computed: Tensors, answers: Tensors) -> Tensor:
@@ -295,10 +294,8 @@ def _features(model: Model) -> tuple[str, ...]:
 
     Such a tensor is a vector for each sample.
     """
-    needed = {model.outputs[0].name}
-    for node in reversed(model.proto.graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(node.input)
+    nodes = leading_to(model.proto.graph.node, {model.outputs[0].name})
+    needed = {name for node in nodes for name in node.output}
     layers = [site for site in find_sites(model) if site.kind != "branch" and site.weights and site.output in needed]
     if len(layers) < 2 or layers[-1].kind != "linear" or len(layers[-1].input_shape) != 1:
         return ()

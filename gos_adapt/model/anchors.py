@@ -16,6 +16,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from gos_adapt.errors import Rejection
+from gos_adapt.model.leading_to import leading_to
 
 if TYPE_CHECKING:
     import onnx
@@ -84,12 +85,7 @@ def _between(graph: onnx.GraphProto, source: str, result: str) -> list[onnx.Node
         if not reached.isdisjoint(node.input):
             reached |= set(node.output)
             after.append(node)
-    needed, between = {result}, []
-    for node in reversed(after):
-        if not needed.isdisjoint(node.output):
-            needed |= set(node.input) - {source}
-            between.append(node)
-    return between[::-1]
+    return leading_to(after, {result})
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:

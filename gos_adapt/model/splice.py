@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper, numpy_helper
 
+from gos_adapt.model.leading_to import leading_to
 from gos_adapt.model.sites import find_sites, overlaps
 from gos_adapt.operators.onnx_form import emit
 
@@ -141,11 +142,7 @@ def _simplify(nodes: list[onnx.NodeProto], before: onnx.GraphProto) -> list[onnx
             kept |= dict.fromkeys(node.output, node)
         else:
             stands_for[node.output[0]] = same
-    live = set(outputs)
-    for node in reversed(list(kept.values())):
-        if not live.isdisjoint(node.output):
-            live |= set(node.input)
-    return [node for name, node in kept.items() if name == node.output[0] and not live.isdisjoint(node.output)]
+    return leading_to([node for name, node in kept.items() if name == node.output[0]], outputs)
 
 
 def _handed_on(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> str | None:
