@@ -70,7 +70,7 @@ class Recovery:
         keep_every_s: Seconds between two calls of `keep`.
     """
 
-    learning_rate: float = 0.01
+    learning_rate: float = 0.015
     warm_up: float = 0.05
     keep_every_s: float = 60.0
 

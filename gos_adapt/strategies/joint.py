@@ -201,8 +201,8 @@ class Joint(Setting):
         while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
             middle = (low + high) // 2
             name = f"trial-{ladder[middle]}"
-            if _race_key(name) not in self.folder.journal and self.time_left() <= 0:
-                break
+            if _race_key(name) not in self.folder.journal and self.time_left() < seconds:
+                break  # a trial cut short tells nothing, and what was found before has to be trained on
             sets, missed = table.sets(whole_s / ladder[middle], self._planned(name, seconds).runners)
             if missed or not sets:
                 high = middle

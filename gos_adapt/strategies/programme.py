@@ -100,7 +100,7 @@ def measured_sets(
     options: Sequence[Option],
     saving_s: float,
     limit: int | None,
-    measure: Callable[[tuple[int, ...]], float],
+    measure: Callable[[tuple[int, ...]], float | None],
     overestimate: float = 1.0,
 ) -> list[MeasuredSet]:
     """Measure cheapest sets of different savings until one saves `saving_s`, and hardly more.
@@ -109,11 +109,11 @@ def measured_sets(
         options: To choose from.
         saving_s: To reach, above 0.
         limit: Most options chosen.
-        measure: Seconds that a set saves.
+        measure: Seconds that a set saves; `None` when there is no time to measure any more.
         overestimate: What sets are expected to save, added up, of what they save.
 
     Returns:
-        Each set once, in the order of measuring; none when no set saves anything.
+        Each set once, in the order of measuring; none when no set saves anything, or none could be measured in time.
     """
     measured: dict[tuple[int, ...], MeasuredSet] = {}
     most_s = largest_saving(options, limit)
@@ -126,6 +126,8 @@ def measured_sets(
         chosen = tuple(found)
         if chosen not in measured:
             saved_s, added_s = measure(chosen), sum(options[i].saves_s for i in chosen)
+            if saved_s is None:
+                break
             enough = saved_s >= (1 - ROUNDING) * saving_s
             loss = sum(options[i].loss for i in chosen)
             measured[chosen] = MeasuredSet(chosen, added_s, saved_s, loss, enough)

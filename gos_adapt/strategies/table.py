@@ -182,8 +182,11 @@ class Table:
         if saving_s <= 0:
             return (), ("The latency that was asked for is that of the original, or more.",)
 
-        def measure(chosen: tuple[int, ...]) -> float:
-            saved_s = whole_s * (1 - self._ratio(tuple(rows[i] for i in chosen)))
+        def measure(chosen: tuple[int, ...]) -> float | None:
+            ratio = self._ratio(tuple(rows[i] for i in chosen))
+            if ratio is None:
+                return None
+            saved_s = whole_s * (1 - ratio)
             added_s = sum(rows[i].option.saves_s for i in chosen)
             self._setting.progress.note(
                 f"{name}: {len(chosen)} replacements: {whole_s / (whole_s - saved_s):.2f}x measured, "
@@ -199,15 +202,17 @@ class Table:
         if enough:
             return tuple(rows[i] for i in min(enough, key=lambda one: one.loss).chosen), ()
         nearest = max(sets, key=lambda one: one.saved_s).chosen if sets else ()
-        missed = f"No set of replacements that was found reaches the latency asked for, {goal_s:.4g} s."
+        missed = f"No set of replacements that was timed reaches the latency asked for, {goal_s:.4g} s."
         return tuple(rows[i] for i in nearest), (missed,)
 
-    def _ratio(self, chosen: RowSet) -> float:
-        """Latency of the model with these replacements, as they are before training, over the original's."""
+    def _ratio(self, chosen: RowSet) -> float | None:
+        """Latency of the model with these replacements, untrained, over the original's; `None` if time is over."""
         setting = self._setting
         model = splice(setting.model, tuple(row.replacement for row in chosen))
         key = f"whole:{graph_key(model)}"
         if key not in setting.folder.journal:
+            if setting.time_left() <= 0:
+                return None
             with setting.progress.stage("time the whole"):
                 measured = setting.workbench.measure_models([setting.model, model])
                 setting.folder.journal.put(key, [latency.to_json() for latency in measured])

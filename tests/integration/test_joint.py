@@ -136,7 +136,22 @@ def test_no_more_sites_are_replaced_than_allowed(faster, model, workbench, tmp_p
     shutil.copytree(searched, tmp_path / "run")  # what was searched and timed is known
     adapted, _, _ = run(model, workbench, tmp_path / "run", speed_up=50.0, max_sites=1)
     assert len(adapted.replacements) == 1
-    assert "No set of replacements that was found reaches the latency" in adapted.notes[0]
+    assert "No set of replacements that was timed reaches the latency" in adapted.notes[0]
+
+
+def test_no_set_is_timed_when_the_time_is_over(faster, model, workbench, tmp_path):
+    searched, *_ = faster
+    shutil.copytree(searched, tmp_path / "run")
+    journal = tmp_path / "run" / "journal.jsonl"
+    records = journal.read_text().splitlines(keepends=True)
+    kept = [record for record in records if '"whole:' not in record]
+    assert len(kept) < len(records)
+    journal.write_text("".join(kept))
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None, speed_up=1.1, seconds=0.0) as late:
+        adapted = late.run()
+    assert not adapted.replacements
+    assert "No set of replacements that was timed reaches the latency" in adapted.notes[0]
+    assert '"whole:' not in journal.read_text()
 
 
 def test_relatives_are_timed_whatever_the_search_makes_of_them(faster):

@@ -12,7 +12,7 @@ from compiling import Array, expected, outputs_of, random
 from onnx import TensorProto, helper, numpy_helper
 
 from gos_adapt.errors import Rejection
-from tvm_passes.compat import structural_hash
+from tvm_passes.compat import Schedule, blocks_of, structural_hash
 from tvm_passes.frontend import import_onnx
 from tvm_passes.pipeline import fuse, schedule
 from tvm_passes.schedules import RULES, Cpu, Scheduled, Variant, schedule_kernel, variants
@@ -50,6 +50,9 @@ SCATTER = model(operator("ScatterND", "i", "u"), (8, 6), i=np.array([[1], [4]]),
 SCATTER_ELEMENTS = model(operator("ScatterElements", "i", "u", axis=1), (2, 6), i=np.array([[1], [4]]), u=random(2, 1))
 
 
+AVERAGE_POOL = model(operator("AveragePool", kernel_shape=[4, 4], strides=[4, 4]), (1, 16, 8, 8))
+
+
 def kernels(proto: onnx.ModelProto) -> list[Any]:
     return list(fuse(import_onnx(proto, 1), CPU).kernels.values())
 
@@ -74,6 +77,14 @@ def check(proto: onnx.ModelProto, variant: Variant | None, rules: list[str]) -> 
 @pytest.mark.parametrize("proto", [ARG_MAX, SOFTMAX, LAYER_NORM], ids=["argmax", "softmax", "layer norm"])
 def test_every_draw_computes_what_onnx_runtime_computes(proto: onnx.ModelProto, seed: int) -> None:
     check(proto, Variant("metaschedule", Draw(seed)), ["metaschedule"] * len(kernels(proto)))
+
+
+def test_nothing_is_printed_for_a_block_that_names_a_rule_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    ((func, constants),) = kernels(AVERAGE_POOL)
+    schedule = Schedule(func)
+    assert any("schedule_rule" in schedule.get(block).annotations for block in blocks_of(schedule))
+    assert isinstance(schedule_kernel(func, CPU, constants, Variant("metaschedule", Draw(1))), Scheduled)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

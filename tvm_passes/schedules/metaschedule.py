@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DRAWS = 16
 """As many trials as one library holds."""
 _LAST_SEED = 2**31 - 1
+_RULE = "schedule_rule"
+"""Annotation of blocks that are to have a rule of their own, as TVM's average pooling. For CPUs none is registered, and
+MetaSchedule warns before it takes the common ones."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ def _schedule(kernel: Fused, cpu: Cpu, _packable: frozenset[int], knobs: Draw) -
     """Draw a schedule from MetaSchedule's design space for plain LLVM targets."""
     if not 1 <= knobs.seed <= _LAST_SEED:
         return Rejection(f"a seed is 1 to {_LAST_SEED}, got {knobs.seed}")
+    for block in kernel.blocks:
+        if _RULE in kernel.schedule.get(block).annotations:
+            kernel.schedule.unannotate(block, _RULE)
     module = kernel.schedule.mod
     generator = PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm")  # none needs an intrinsic
     context = tune_context(module, Target({"kind": "llvm", "num-cores": cpu.threads}), generator, knobs.seed)

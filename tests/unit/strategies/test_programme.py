@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,3 +88,11 @@ def test_nothing_more_is_measured_when_all_that_there_is_saves_too_little():
     alike = [Option(frozenset(name), 0.1, 1.0) for name in "abc"]
     sets = measured_sets(alike, 0.25, None, lambda chosen: 0.05 * len(chosen))
     assert [len(one.chosen) for one in sets] == [3]
+
+
+@pytest.mark.parametrize("time_for", [0, 1])
+def test_what_was_measured_counts_when_there_is_no_time_for_more(time_for):
+    alike = [Option(frozenset(name), 0.1, 1.0) for name in "abcdefg"]
+    left = iter([0.05 * n for n in range(time_for)])
+    sets = measured_sets(alike, 0.29, None, lambda _: next(left, None))
+    assert [one.saved_s for one in sets] == [0.05 * n for n in range(time_for)]
