@@ -118,7 +118,7 @@ def commands() -> None:
 @click.option(
     "--strategy",
     type=click.Choice(STRATEGY_NAMES),
-    help="Replace the worst operator first, or choose all replacements at once.  [default: global; iterative without a task]",
+    help="Replace the worst operator first, or choose all together.  [default: global; iterative without a task]",
 )
 @click.option("--train-all", is_flag=True, help="Train all layers to recover accuracy, not the replaced ones alone.")
 @click.option(
