@@ -125,9 +125,10 @@ def measured_sets(
             break
         chosen = tuple(found)
         if chosen not in measured:
-            saved_s, added_s = measure(chosen), sum(options[i].saves_s for i in chosen)
+            saved_s = measure(chosen)
             if saved_s is None:
                 break
+            added_s = sum(options[i].saves_s for i in chosen)
             enough = saved_s >= (1 - ROUNDING) * saving_s
             loss = sum(options[i].loss for i in chosen)
             measured[chosen] = MeasuredSet(chosen, added_s, saved_s, loss, enough)

@@ -48,8 +48,6 @@ INSTANCE_NORM = model(operator("InstanceNormalization", "s", "b"), (1, 16, 6, 6)
 SPLIT = model(operator("Split", outputs=("y", "z"), axis=1), (1, 16, 6, 6))
 SCATTER = model(operator("ScatterND", "i", "u"), (8, 6), i=np.array([[1], [4]]), u=random(2, 6))
 SCATTER_ELEMENTS = model(operator("ScatterElements", "i", "u", axis=1), (2, 6), i=np.array([[1], [4]]), u=random(2, 1))
-
-
 AVERAGE_POOL = model(operator("AveragePool", kernel_shape=[4, 4], strides=[4, 4]), (1, 16, 8, 8))
 
 
