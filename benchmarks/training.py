@@ -1,6 +1,6 @@
 """A training step on the ONNX graph beside the same network written by hand in torch.
 
-    python benchmarks/training.py [--batch N] [--rounds N]
+    python benchmarks/training.py [--batch N] [--rounds N] [--return-memory]
 
 Three ways to compute ResNet-20 (shared/data beside the repository) forward and backward: a plain torch module of the
 same layers, `TorchExecutor` on the canonical graph, and the executor with every layer an operator of ours, as recovery
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gos_adapt.environment import read_environment
 from gos_adapt.finetune.adapted import AdaptedModel
+from gos_adapt.finetune.freed_memory import keep_freed_memory
 from gos_adapt.finetune.precision import mixed_precision
 from gos_adapt.model.load import load_model
 from gos_adapt.model.sites import find_sites
@@ -73,6 +74,8 @@ def with_operators(model: Model) -> tuple[Callable[[Tensor], Tensor], list[nn.Pa
 def main() -> None:
     """Print the table."""
     options = _options()
+    if not options.return_memory:
+        keep_freed_memory()
     model = load_model(MODEL)
     plain = plain_resnet20().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     executor = TorchExecutor(model.proto)
@@ -118,6 +121,9 @@ def _step_s(
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128, help="samples in a step (default: %(default)s)")
+    parser.add_argument(
+        "--return-memory", action="store_true", help="let the allocator return what is freed, which recovery does not"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="steps of each way (default: %(default)s)")
     return parser.parse_args()
 

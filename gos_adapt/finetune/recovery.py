@@ -33,6 +33,7 @@ from torch import Tensor
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, Tensors
 from gos_adapt.finetune.distil import score
+from gos_adapt.finetune.freed_memory import keep_freed_memory
 from gos_adapt.finetune.optimizer import Optimizer
 from gos_adapt.finetune.precision import mixed_precision
 from gos_adapt.model.leading_to import leading_to
@@ -124,6 +125,7 @@ def recover(
         keep: Takes the state now and then.
         progress: Called with the share that is done.
     """
+    keep_freed_memory()
     student = _Student(model, replacements, teacher.compared)
     steps = student.restore(resume) if resume else 0
     kept = time.monotonic()
