@@ -45,11 +45,12 @@ def summarise_profile(profile: Profile) -> ProfileSummary:
     return ProfileSummary(profile.whole, Measured(total_s, "s"), Count(len(profile.kernels), "kernel"))
 
 
-def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
+def summarise_sites(adapted: Adapted, before: Profile, after: Profile) -> tuple[SiteResult, ...]:
     """Say for every site of the original what became of it.
 
     Args:
         adapted: What the loop did.
+        before: Profile of the original, taken in turns with the next.
         after: Profile of the adapted model.
     """
     replaced = {replacement.site: replacement for replacement in adapted.replacements if not replacement.retrained}
@@ -69,7 +70,7 @@ def summarise_sites(adapted: Adapted, after: Profile) -> tuple[SiteResult, ...]:
             chosen=any(site.name in step.selection.group for step in adapted.steps),
             reason=reasons.get(site.name)
             or (f"replaced with {inside[site.name]}" if inside[site.name] else "its surroundings were replaced"),
-            original=_operator(site.operator, kernels_of(site, adapted.profile), adapted.profile),
+            original=_operator(site.operator, kernels_of(site, before), before),
             replacement=_operator(replaced[site.name].operator, _kernels_after(site, after), after)
             if site.name in replaced
             else None,

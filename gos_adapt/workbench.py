@@ -89,14 +89,21 @@ class Workbench:
             return build(fused, self.device, path, self._tuner.choose, timed_repeats, self._objects)
 
     def profile(self, model: Model, sites: Sequence[Site]) -> Profile:
-        """Time the model as a whole and each of its kernels in place, at batch 1, in turns."""
-        built = self.build(model, self._path(), timed_repeats=RUNS)
-        library, inputs = self.session.load(built.path), random_inputs(built, "main")
-        whole, kernels = time_in_place(self.session, library, inputs)
-        latencies = [
-            KernelLatency(k.name, k.tensors, k.rule, latency) for k, latency in zip(built.kernels, kernels, strict=True)
-        ]
-        return attribute(whole, latencies, sites)
+        """Time a model as a whole and each of its kernels in place, at batch 1, in turns."""
+        (profile,) = self.profiles([(model, sites)])
+        return profile
+
+    def profiles(self, models: Sequence[tuple[Model, Sequence[Site]]]) -> list[Profile]:
+        """Likewise several with their sites, in turns: what is compared is timed at the same speed of the machine."""
+        built = [self.build(model, self._path(), timed_repeats=RUNS) for model, _ in models]
+        loaded = [(self.session.load(each.path), random_inputs(each, "main")) for each in built]
+        profiles = []
+        timed = time_in_place(self.session, loaded)
+        for each, (_, sites), (whole, latencies) in zip(built, models, timed, strict=True):
+            calls = zip(each.kernels, latencies, strict=True)
+            kernels = [KernelLatency(call.name, call.tensors, call.rule, latency) for call, latency in calls]
+            profiles.append(attribute(whole, kernels, sites))
+        return profiles
 
     def _tune(self, fused: Fused) -> None:
         waiting = self._tuner.unknown(fused.kernels)

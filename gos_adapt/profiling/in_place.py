@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+FUNCTION = "main"
 ROUNDS, SAMPLES, WARM = 12, 4, 2
 """Visits, samples of the whole and of every kernel in each, and runs before them that are not counted."""
 RUNS = SAMPLES + WARM
@@ -28,30 +29,32 @@ METHOD = "clock_gettime around each kernel, inside the whole model"
 
 
 def time_in_place(
-    session: Session, library: Library, inputs: Sequence[Array], function: str = "main"
-) -> tuple[Measurement, list[Measurement]]:
-    """Time a function as a whole, undisturbed, and each kernel of it in place, in turns.
+    session: Session, models: Sequence[tuple[Library, Sequence[Array]]]
+) -> list[tuple[Measurement, list[Measurement]]]:
+    """Time models as wholes, undisturbed, and each kernel of them in place, all in turns.
 
     Args:
-        session: Where the library is loaded.
-        library: Built with ``timed_repeats=RUNS``.
-        inputs: Of the function.
-        function: Which.
+        session: Where the libraries are loaded.
+        models: Libraries built with ``timed_repeats=RUNS``, and what goes in.
 
     Returns:
-        The whole, and its kernels in the order they run; samples at the same position were taken in the same run.
+        Of each the whole, and its kernels in the order they run; samples at the same position were taken in one run.
 
     Raises:
-        DeviceError: it does not run.
+        DeviceError: one does not run.
     """
-    evaluate = library.function_evaluator(function, inputs)
-    whole: list[float] = []
-    parts: list[Array] = []
+    evaluators = [library.function_evaluator(FUNCTION, inputs) for library, inputs in models]
+    wholes: list[list[float]] = [[] for _ in models]
+    parts: list[list[Array]] = [[] for _ in models]
     for _ in range(ROUNDS):
-        whole += evaluate(1, RUNS)[WARM:]
-        parts.append(np.diff(library.kernel_times(function, inputs), axis=1)[WARM:])
+        for k, (library, inputs) in enumerate(models):
+            wholes[k] += evaluators[k](1, RUNS)[WARM:]
+            parts[k].append(np.diff(library.kernel_times(FUNCTION, inputs), axis=1)[WARM:])
     conditions = session.conditions()
-    seconds = np.maximum(np.concatenate(parts), 1) * 1e-9  # a kernel below the clock's resolution took some of it
     in_place = replace(conditions, method=METHOD)
-    kernels = [Measurement(tuple(column), in_place) for column in seconds.T.tolist()]
-    return Measurement(tuple(whole), conditions), kernels
+    timed = []
+    for whole, part in zip(wholes, parts, strict=True):
+        seconds = np.maximum(np.concatenate(part), 1) * 1e-9  # a kernel below the clock's resolution took some of it
+        kernels = [Measurement(tuple(column), in_place) for column in seconds.T.tolist()]
+        timed.append((Measurement(tuple(whole), conditions), kernels))
+    return timed

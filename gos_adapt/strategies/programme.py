@@ -23,7 +23,7 @@ from scipy.sparse import lil_array
 from gos_adapt.errors import Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 MEASURED = 6
 """Sets measured at most until one saves just enough."""
@@ -102,7 +102,7 @@ def measured_sets(
     limit: int | None,
     measure: Callable[[tuple[int, ...]], float | None],
     overestimate: float = 1.0,
-) -> list[MeasuredSet]:
+) -> Iterator[MeasuredSet]:
     """Measure cheapest sets of different savings until one saves `saving_s`, and hardly more.
 
     Args:
@@ -112,8 +112,8 @@ def measured_sets(
         measure: Seconds that a set saves; `None` when there is no time to measure any more.
         overestimate: What sets are expected to save, added up, of what they save.
 
-    Returns:
-        Each set once, in the order of measuring; none when no set saves anything, or none could be measured in time.
+    Yields:
+        Each set once, when it was measured; none when no set saves anything, or none could be measured in time.
     """
     measured: dict[tuple[int, ...], MeasuredSet] = {}
     most_s = largest_saving(options, limit)
@@ -132,6 +132,7 @@ def measured_sets(
             enough = saved_s >= (1 - ROUNDING) * saving_s
             loss = sum(options[i].loss for i in chosen)
             measured[chosen] = MeasuredSet(chosen, added_s, saved_s, loss, enough)
+            yield measured[chosen]
         last = measured[chosen]
         if last.enough:
             reached, enough_s = True, wanted_s
@@ -144,7 +145,6 @@ def measured_sets(
         wanted_s = saving_s * last.overestimate
         if not too_little_s < wanted_s < enough_s:
             wanted_s = max((too_little_s + enough_s) / 2, STEP * enough_s) if reached else most_s
-    return list(measured.values())
 
 
 def largest_saving(options: Sequence[Option], limit: int | None = None) -> float:

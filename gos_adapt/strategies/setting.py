@@ -161,6 +161,19 @@ class Setting:
                 self.folder.journal.put(key, self.workbench.profile(model, sites).to_json())
         return Profile.from_json(self.folder.journal.get(key))
 
+    def profile_beside(self, adapted: Model) -> tuple[Profile, Profile]:
+        """Profile the original again and what became of it, in turns; or read from the journal what was found before.
+
+        A profile of an hour ago is no measure for one of now: the speed of a shared machine changes.
+        """
+        key = f"profile:beside:{graph_key(adapted)}"
+        if key not in self.folder.journal:
+            with self.progress.stage("profile, original and adapted"):
+                models = [(model, find_sites(model)) for model in (self.model, adapted)]
+                self.folder.journal.put(key, [profile.to_json() for profile in self.workbench.profiles(models)])
+        original, after = map(Profile.from_json, self.folder.journal.get(key))
+        return original, after
+
     @cached_property
     def lessons(self) -> Lessons:
         """Training samples with the original's outputs."""

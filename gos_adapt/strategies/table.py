@@ -184,18 +184,16 @@ class Table:
 
         def measure(chosen: tuple[int, ...]) -> float | None:
             ratio = self._ratio(tuple(rows[i] for i in chosen))
-            if ratio is None:
-                return None
-            saved_s = whole_s * (1 - ratio)
-            added_s = sum(rows[i].option.saves_s for i in chosen)
-            self._setting.progress.note(
-                f"{name}: {len(chosen)} replacements: {whole_s / (whole_s - saved_s):.2f}x measured, "
-                f"{whole_s / (whole_s - added_s):.2f}x added up"
-            )
-            return saved_s
+            return None if ratio is None else whole_s * (1 - ratio)
 
         options, limit = [row.option for row in rows], self._setting.request.max_sites
-        sets = measured_sets(options, saving_s, limit, measure, self._overestimate)
+        sets = []
+        for one in measured_sets(options, saving_s, limit, measure, self._overestimate):
+            self._setting.progress.note(
+                f"{name}: {len(one.chosen)} replacements: {whole_s / (whole_s - one.saved_s):.2f}x measured, "
+                f"{whole_s / (whole_s - one.added_s):.2f}x added up"
+            )
+            sets.append(one)
         if sets:
             self._overestimate = sets[-1].overestimate
         enough = [one for one in sets if one.enough]

@@ -95,6 +95,13 @@ def test_all_contenders_were_timed_equally_often_on_equal_threads(demo: Path) ->
     assert len({measurement.conditions.threads for measurement in timed}) == 1
 
 
+def test_originals_and_replacements_were_timed_at_the_same_time(demo: Path) -> None:
+    result = read_result(demo / "result.json")
+    replaced = [(site.original, site.replacement) for site in result.sites if site.replacement]
+    dates = {operator.latency.conditions.date for pair in replaced for operator in pair}
+    assert dates == {result.profile.whole.conditions.date}
+
+
 def test_the_adapted_model_is_called_like_the_original(demo: Path, digits: Path) -> None:
     adapted, original = (onnx.load(path) for path in (demo / "adapted.onnx", digits))
     onnx.checker.check_model(adapted, full_check=True)

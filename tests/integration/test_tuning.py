@@ -155,11 +155,14 @@ def test_a_tuned_model_computes_what_onnx_runtime_computes_in_the_fastest_varian
     (got,), (wanted,) = library.run([array]), expected(MODEL, array)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
-    whole, kernels = time_in_place(session, library, random_inputs(built, "main"))
+    model_twice = [(library, random_inputs(built, "main"))] * 2
+    (whole, kernels), again = time_in_place(session, model_twice)
     assert len(kernels) == len(built.kernels)
     assert {len(latency.samples_s) for latency in (whole, *kernels)} == {ROUNDS * SAMPLES}
     assert {latency.conditions.method for latency in kernels} == {METHOD}
     assert whole.conditions.method != METHOD
+    assert again != (whole, kernels)
+    assert len(again[1]) == len(kernels)
     stamps = library.kernel_times("main", random_inputs(built, "main"))
     assert stamps.shape == (RUNS, len(built.kernels) + 1)
     assert (np.diff(stamps.reshape(-1)) >= 0).all()

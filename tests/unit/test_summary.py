@@ -10,7 +10,7 @@ from example_search import residual_model, sites_named
 
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
-from gos_adapt.profiling.profile import KernelLatency, attribute
+from gos_adapt.profiling.profile import KernelLatency, Profile, attribute
 from gos_adapt.profiling.select import Selection
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement, Outcome
@@ -65,7 +65,7 @@ def adapted() -> Adapted:
 
 
 def test_each_site_has_the_operator_that_was_chosen_for_it(adapted: Adapted) -> None:
-    rows = {site.name: site for site in summarise_sites(adapted, adapted.profile)}
+    rows = {site.name: site for site in summarise_sites(adapted, adapted.profile, adapted.profile)}
     chosen = adapted.steps[0].chosen
     for name, outcome in chosen.items():
         replacement = rows[name].replacement
@@ -77,7 +77,7 @@ def test_each_site_has_the_operator_that_was_chosen_for_it(adapted: Adapted) -> 
 
 
 def test_layers_that_were_only_retrained_are_named_and_not_listed_as_replaced(adapted: Adapted) -> None:
-    rows = summarise_sites(adapted, adapted.profile)
+    rows = summarise_sites(adapted, adapted.profile, adapted.profile)
     retrained = [site for site in rows if site.retrained]
     assert {site.name for site in retrained} == {r.site for r in adapted.replacements if r.retrained}
     assert retrained
@@ -93,10 +93,20 @@ def test_only_replacements_change_the_multiply_accumulates(adapted: Adapted) -> 
 
 
 def test_kernels_and_bytes_of_a_site_are_counted(adapted: Adapted) -> None:
-    for row, site in zip(summarise_sites(adapted, adapted.profile), adapted.sites, strict=True):
+    for row, site in zip(summarise_sites(adapted, adapted.profile, adapted.profile), adapted.sites, strict=True):
         assert row.original.kernels.value == len(site.nodes)
         assert row.original.traffic.value == site.operator.traffic_bytes
-        assert row.original.latency == adapted.profile.sites[site.name]
+
+
+def test_originals_and_replacements_have_the_latencies_of_the_profiles_given(adapted: Adapted) -> None:
+    def slowed(factor: int) -> Profile:
+        kernels = [replace(kernel, latency=timed(factor)) for kernel in adapted.profile.kernels]
+        return attribute(timed(9 * factor), kernels, adapted.sites)
+
+    before, after = slowed(5), slowed(7)
+    for row in summarise_sites(adapted, before, after):
+        assert row.original.latency == before.sites[row.name]
+        assert row.replacement is None or set(row.replacement.latency.samples_s) == {7e-6}
 
 
 def test_a_candidate_that_was_timed_again_is_still_the_chosen_one(adapted: Adapted) -> None:
@@ -124,11 +134,12 @@ def test_what_came_too_late_was_not_stopped_by_a_level(adapted: Adapted) -> None
 def test_a_kind_of_site_that_was_passed_over_says_why(adapted: Adapted) -> None:
     step = replace(adapted.steps[0], chosen={})
     unchosen = replace(adapted, replacements=(), steps=(step,))
-    reasons = {site.name: site.reason for site in summarise_sites(unchosen, adapted.profile)}
+    reasons = {site.name: site.reason for site in summarise_sites(unchosen, adapted.profile, adapted.profile)}
     assert reasons["o1"] == "selected; kept, because what was found here is not among the replacements chosen together"
     slow = tuple(replace(o, latency=timed(4, 4, 4)) for o in step.front.outcomes)
     step = replace(step, front=replace(step.front, outcomes=slow, best=slow))
-    reasons = {site.name: site.reason for site in summarise_sites(replace(unchosen, steps=(step,)), adapted.profile)}
+    rows = summarise_sites(replace(unchosen, steps=(step,)), adapted.profile, adapted.profile)
+    reasons = {site.name: site.reason for site in rows}
     assert reasons["o1"] == "selected; kept, because no feasible candidate was clearly faster"
 
 

@@ -68,7 +68,7 @@ def test_nothing_is_chosen_when_nothing_is_to_be_saved():
 @given(options, st.integers(1, 25).map(lambda n: n * 1e-6), limits, st.sampled_from((0.5, 0.8, 1.0, 1.3)))
 def test_a_set_is_found_that_saves_enough_as_measured(given_options, wanted_s, limit, kept):
     """Sets save a share of what their options add up to; the cheapest that saves enough is among those measured."""
-    sets = measured_sets(given_options, wanted_s, limit, lambda chosen: kept * saving(given_options, chosen))
+    sets = list(measured_sets(given_options, wanted_s, limit, lambda chosen: kept * saving(given_options, chosen)))
     assert len({one.chosen for one in sets}) == len(sets) <= MEASURED
     reached = [one.loss for one in sets if one.enough]
     best = cheapest_set(given_options, wanted_s / kept, limit)
@@ -80,13 +80,13 @@ def test_a_set_is_found_that_saves_enough_as_measured(given_options, wanted_s, l
 def test_a_set_just_large_enough_is_found_where_savings_do_not_add_up():
     saved = (0.0, 0.05, 0.09, 0.12, 0.30, 0.50, 0.65, 0.75)
     alike = [Option(frozenset(name), 0.1, 1.0) for name in "abcdefg"]
-    sets = measured_sets(alike, 0.29, None, lambda chosen: saved[len(chosen)])
+    sets = list(measured_sets(alike, 0.29, None, lambda chosen: saved[len(chosen)]))
     assert min(len(one.chosen) for one in sets if one.enough) == 4
 
 
 def test_nothing_more_is_measured_when_all_that_there_is_saves_too_little():
     alike = [Option(frozenset(name), 0.1, 1.0) for name in "abc"]
-    sets = measured_sets(alike, 0.25, None, lambda chosen: 0.05 * len(chosen))
+    sets = list(measured_sets(alike, 0.25, None, lambda chosen: 0.05 * len(chosen)))
     assert [len(one.chosen) for one in sets] == [3]
 
 
@@ -94,5 +94,5 @@ def test_nothing_more_is_measured_when_all_that_there_is_saves_too_little():
 def test_what_was_measured_counts_when_there_is_no_time_for_more(time_for):
     alike = [Option(frozenset(name), 0.1, 1.0) for name in "abcdefg"]
     left = iter([0.05 * n for n in range(time_for)])
-    sets = measured_sets(alike, 0.29, None, lambda _: next(left, None))
+    sets = list(measured_sets(alike, 0.29, None, lambda _: next(left, None)))
     assert [one.saved_s for one in sets] == [0.05 * n for n in range(time_for)]
