@@ -164,7 +164,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             search=summarise_searches(adapted.steps, task.metric if task else None),
             stages_s=stages.seconds,
             verification=verification,
-            notes=_notes(task, adapted, folder),
+            notes=_notes(task, adapted, before.kernels, folder),
         )
         folder.save_json(RESULT, result.to_json())
         folder.save_with(REPORT, partial(write_report, result))
@@ -387,7 +387,7 @@ def _latencies(
     return Latencies(1, *(entries[name].latency for name in (ORIGINAL, ADAPTED, FP32, INT8)))
 
 
-def _notes(task: Task | None, adapted: Adapted, folder: RunFolder) -> tuple[str, ...]:
+def _notes(task: Task | None, adapted: Adapted, kernels: Iterable[KernelLatency], folder: RunFolder) -> tuple[str, ...]:
     notes = []
     if task is None:
         notes.append(
@@ -397,7 +397,7 @@ def _notes(task: Task | None, adapted: Adapted, folder: RunFolder) -> tuple[str,
     notes += adapted.notes
     if retrained := sum(replacement.retrained for replacement in adapted.replacements):
         notes.append(f"{retrained} layers kept their operator and were trained with the replacements.")
-    notes += _slow(adapted.profile.kernels)
+    notes += _slow(kernels)
     notes.append(f"Evaluations in the journal: {len(folder.journal)}.")
     return tuple(notes)
 

@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep memory that is freed, up to `KEPT_BYTES`, for what is allocated next; say whether it does.
 
     A training step allocates and frees the same large tensors again and again. By default each goes back to the kernel,
-    which clears every page of it anew: a fifth of the step. Holds for the process, until its end. Other C libraries
-    have no such setting; nothing changes there.
+    which clears every page of it anew: a sixth of a step of ResNet-20 (docs/operator-search.md). Holds for the process
+    until its end. Other C libraries have no such setting; nothing changes there.
 
     Reference: mallopt(3).
     """

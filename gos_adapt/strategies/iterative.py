@@ -62,7 +62,7 @@ class Iterative(Setting):
     def run(self) -> Adapted:
         """Adapt; return what was done."""
         original_sites = find_sites(self.model)
-        profile = first_profile = self.profile(self.model, original_sites, "original")
+        profile = self.profile(self.model, original_sites, "original")
         goal_s = self.request.goal_s(profile.whole.median_s)
         replacements: tuple[Replacement, ...] = ()
         steps: list[Step] = []
@@ -93,7 +93,7 @@ class Iterative(Setting):
             current, replacements = recovered.model, recovered.replacements
             self.keep(current, replacements)
         self.folder.journal.mark()  # a process that goes on from here knows how long this one searched
-        return Adapted(current, replacements, tuple(steps), first_profile, original_sites, selection)
+        return Adapted(current, replacements, tuple(steps), original_sites, selection)
 
     def _stop(
         self,

@@ -111,7 +111,6 @@ class Joint(Setting):
                 replace(step, chosen={name: row.outcome for name, row in by_site.items() if row.step is step})
                 for step in steps
             ),
-            profile=profile,
             sites=sites,
             selection=Selection((), _reasons(sites, steps), 1.0),
             notes=notes,

@@ -113,7 +113,6 @@ class Adapted:
         model: With all replacements.
         replacements: In the order they were found.
         steps: All searches, also those without effect.
-        profile: Of the original.
         sites: Of the original.
         selection: The last selection: for every site why it stayed.
         notes: What else a reader must know, one sentence each.
@@ -122,7 +121,6 @@ class Adapted:
     model: Model
     replacements: tuple[Replacement, ...]
     steps: tuple[Step, ...]
-    profile: Profile
     sites: tuple[Site, ...]
     selection: Selection
     notes: tuple[str, ...] = ()

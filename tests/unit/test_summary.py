@@ -56,16 +56,24 @@ def adapted() -> Adapted:
         for site in sites
         if site.weights and covered.isdisjoint(site.nodes)
     )
-    kernels = [
-        KernelLatency(f"k{i}", (node.output[0],), "", timed(1, 2, 3)) for i, node in enumerate(model.proto.graph.node)
-    ]
     reasons = {site.name: "not selected" for site in sites}
-    profile = attribute(timed(9, 9, 9), kernels, sites)
-    return Adapted(model, (*replacements, *retrained), (step,), profile, sites, Selection((), reasons, 1.0))
+    return Adapted(model, (*replacements, *retrained), (step,), sites, Selection((), reasons, 1.0))
 
 
-def test_each_site_has_the_operator_that_was_chosen_for_it(adapted: Adapted) -> None:
-    rows = {site.name: site for site in summarise_sites(adapted, adapted.profile, adapted.profile)}
+@pytest.fixture(scope="module")
+def profile(adapted: Adapted) -> Profile:
+    """Each node a kernel."""
+    return profile_of(adapted, timed(1, 2, 3))
+
+
+def profile_of(adapted: Adapted, latency: Measurement) -> Profile:
+    nodes = adapted.model.proto.graph.node
+    kernels = [KernelLatency(f"k{i}", (node.output[0],), "", latency) for i, node in enumerate(nodes)]
+    return attribute(timed(9, 9, 9), kernels, adapted.sites)
+
+
+def test_each_site_has_the_operator_that_was_chosen_for_it(adapted: Adapted, profile: Profile) -> None:
+    rows = {site.name: site for site in summarise_sites(adapted, profile, profile)}
     chosen = adapted.steps[0].chosen
     for name, outcome in chosen.items():
         replacement = rows[name].replacement
@@ -76,8 +84,10 @@ def test_each_site_has_the_operator_that_was_chosen_for_it(adapted: Adapted) -> 
     assert len({outcome.candidate.operator.key for outcome in chosen.values()}) == 2
 
 
-def test_layers_that_were_only_retrained_are_named_and_not_listed_as_replaced(adapted: Adapted) -> None:
-    rows = summarise_sites(adapted, adapted.profile, adapted.profile)
+def test_layers_that_were_only_retrained_are_named_and_not_listed_as_replaced(
+    adapted: Adapted, profile: Profile
+) -> None:
+    rows = summarise_sites(adapted, profile, profile)
     retrained = [site for site in rows if site.retrained]
     assert {site.name for site in retrained} == {r.site for r in adapted.replacements if r.retrained}
     assert retrained
@@ -92,18 +102,14 @@ def test_only_replacements_change_the_multiply_accumulates(adapted: Adapted) -> 
     assert change.after.value < change.before.value
 
 
-def test_kernels_and_bytes_of_a_site_are_counted(adapted: Adapted) -> None:
-    for row, site in zip(summarise_sites(adapted, adapted.profile, adapted.profile), adapted.sites, strict=True):
+def test_kernels_and_bytes_of_a_site_are_counted(adapted: Adapted, profile: Profile) -> None:
+    for row, site in zip(summarise_sites(adapted, profile, profile), adapted.sites, strict=True):
         assert row.original.kernels.value == len(site.nodes)
         assert row.original.traffic.value == site.operator.traffic_bytes
 
 
 def test_originals_and_replacements_have_the_latencies_of_the_profiles_given(adapted: Adapted) -> None:
-    def slowed(factor: int) -> Profile:
-        kernels = [replace(kernel, latency=timed(factor)) for kernel in adapted.profile.kernels]
-        return attribute(timed(9 * factor), kernels, adapted.sites)
-
-    before, after = slowed(5), slowed(7)
+    before, after = profile_of(adapted, timed(5)), profile_of(adapted, timed(7))
     for row in summarise_sites(adapted, before, after):
         assert row.original.latency == before.sites[row.name]
         assert row.replacement is None or set(row.replacement.latency.samples_s) == {7e-6}
@@ -131,14 +137,14 @@ def test_what_came_too_late_was_not_stopped_by_a_level(adapted: Adapted) -> None
     assert group.outcomes == {"counted cost": 7, "fit": 2, "out of time": 1, "feasible": 3}
 
 
-def test_a_kind_of_site_that_was_passed_over_says_why(adapted: Adapted) -> None:
+def test_a_kind_of_site_that_was_passed_over_says_why(adapted: Adapted, profile: Profile) -> None:
     step = replace(adapted.steps[0], chosen={})
     unchosen = replace(adapted, replacements=(), steps=(step,))
-    reasons = {site.name: site.reason for site in summarise_sites(unchosen, adapted.profile, adapted.profile)}
+    reasons = {site.name: site.reason for site in summarise_sites(unchosen, profile, profile)}
     assert reasons["o1"] == "selected; kept, because what was found here is not among the replacements chosen together"
     slow = tuple(replace(o, latency=timed(4, 4, 4)) for o in step.front.outcomes)
     step = replace(step, front=replace(step.front, outcomes=slow, best=slow))
-    rows = summarise_sites(replace(unchosen, steps=(step,)), adapted.profile, adapted.profile)
+    rows = summarise_sites(replace(unchosen, steps=(step,)), profile, profile)
     reasons = {site.name: site.reason for site in rows}
     assert reasons["o1"] == "selected; kept, because no feasible candidate was clearly faster"
 

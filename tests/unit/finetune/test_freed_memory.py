@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 FAULTS = """
 import resource, sys
 import torch
@@ -33,7 +31,6 @@ def page_faults(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_tensors_are_allocated_again_without_new_pages() -> None:
     kept, by_default = page_faults("kept"), page_faults("default")
     assert by_default > 10_000
