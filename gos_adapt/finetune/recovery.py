@@ -5,9 +5,11 @@ operator (`with_retrained_layers`): the replacements alone then still describe t
 
 Student and original see the same inputs, augmented as the task says and every second mixed with another, and learning
 goes on for as long as there is time (function matching). They are compared by their outputs and, where the last layer
-is linear, in equal parts by the features it reads: a few outputs say little of a sample. The length of the training is
-whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the training ends settled
-at any length. The state is given to `keep` now and then: a training that was killed goes on from there.
+is linear, in equal parts by the features it reads: a few outputs say little of a sample. Labels, mixed as the inputs,
+teach what the original does not know: the less of its own training samples it knows, the more they weigh. The length of
+the training is whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the
+training ends settled at any length. The state is given to `keep` now and then: a training that was killed goes on from
+there.
 
 Whether a training helped is told by mixed inputs, too, not by the score. Samples that the original was trained with
 favour what was trained less, because its weights remember them: of two ResNet-20 made faster, one had 94.0 % of such
@@ -15,8 +17,9 @@ samples right after 295 steps, the other 92.6 % after 2,199; of samples never se
 
 Reference: METHOD 1.4.3, 1.4.4; Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR
 2022; Chen et al., "Knowledge distillation with the reused teacher classifier", CVPR 2022, for features, though here the
-last layer learns as well. Deviations from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then
-falls along a cosine, so that the last steps settle; products compute in mixed precision.
+last layer learns as well; Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018, for mixing. Deviations
+from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then falls along a cosine, so that the
+last steps settle; products compute in mixed precision; the weight of the labels is not the same for all models.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, Tensors
@@ -59,6 +63,10 @@ MAX_BYTES = 2**28
 """Of the teacher's answers that are kept; further ones are computed again."""
 ROUNDING = 1e-10
 """Of the mean square of what a tensor holds: errors below are none."""
+LABELS, KNOWN_SAMPLES = 10.0, 1024
+"""Weight of the labels over the original's loss on them, relative to a constant answer's, up to a weight of 1; and of
+how many training samples that loss is the mean. Labels that an original knows by heart do harm
+(docs/operator-search.md)."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +181,11 @@ class _Student:
 
     def learn(self, teacher: Teacher, step: int, learning_rate: float) -> None:
         """Take one step towards the teacher."""
-        inputs, answers = teacher[step]
+        lesson = teacher[step]
         with mixed_precision():
-            computed = self._model.compute({self._model.source: inputs}, self._operators)
+            computed = self._model.compute({self._model.source: lesson.inputs}, self._operators)
         own = dict(zip(self._compared, computed, strict=True))
-        self._optimizer.step(teacher.distance(own, answers), learning_rate)
+        self._optimizer.step(teacher.distance(own, lesson), learning_rate)
 
     def replacements(self) -> tuple[Replacement, ...]:
         """The replacements with the weights as they are now, in the order they were given."""
@@ -201,6 +209,20 @@ class _Student:
         own = {name.removeprefix(OPTIMIZER): value for name, value in state.items() if name.startswith(OPTIMIZER)}
         self._optimizer.restore(own)
         return int(state[STEPS])
+
+
+class Lesson(NamedTuple):
+    """Samples of one step.
+
+    Attributes:
+        inputs: ``(n, ...)``.
+        answers: What the original computes of them, by tensor.
+        targets: Of the task, in the shape of the outputs: shares of the classes, or values.
+    """
+
+    inputs: Tensor
+    answers: Tensors
+    targets: Tensor
 
 
 class Teacher:
@@ -227,68 +249,100 @@ class Teacher:
         self._size = min(task.batch, task.training.n)
         self._steps = task.training.n // self._size  # of one pass
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensors]:
-        """Inputs of a step and the tensors compared: all samples come once before any comes again."""
+    def __getitem__(self, step: int) -> Lesson:
+        """Return the samples of a step: all come once before any comes again."""
         step %= VARIANTS * self._steps
         order = np.random.default_rng((self._seed, step // self._steps)).permutation(self._task.training.n)
         which = order[step % self._steps * self._size :][: self._size]
         rng = np.random.default_rng((self._seed, step, 1))
-        inputs, _ = self._task.training.augmented(which, self._task.augmentation, rng)
-        mixed = mixed_in_pairs(torch.from_numpy(inputs), np.maximum(0, rng.uniform(-1, 1, len(inputs))))
-        answers = self._answers.get(step)
-        if answers is None:
-            answers = self._compute(self._executor, mixed, self.compared)
-            size = sum(answer.nbytes for answer in answers.values())
-            if self._room >= size:
-                self._room -= size
-                self._answers[step] = {name: answer.clone() for name, answer in answers.items()}  # no views of more
-        return mixed, answers
+        inputs, targets = self._task.training.augmented(which, self._task.augmentation, rng)
+        shares = np.maximum(0, rng.uniform(-1, 1, len(inputs)))
+        lesson = self._lesson(inputs, targets, shares, self.compared, self._answers.get(step))
+        size = sum(answer.nbytes for answer in lesson.answers.values())
+        if step not in self._answers and self._room >= size:
+            self._room -= size
+            self._answers[step] = lesson.answers
+        return lesson
 
-    def distance(self, computed: Tensors, answers: Tensors) -> Tensor:
+    def distance(self, computed: Tensors, lesson: Lesson) -> Tensor:
         """What a student has to reduce: its errors, each relative to that of always answering the same."""
-        errors = [self._error(name, own.float(), answers[name]) / self._spread[name] for name, own in computed.items()]
+        errors = [
+            self._error(name, own.float(), lesson.answers[name]) / self._spread[name] for name, own in computed.items()
+        ]
+        if self.label_weight and self._output in computed:
+            errors.append(self.label_weight * self._unlike_labels(computed[self._output].float(), lesson.targets))
         return torch.stack(errors).sum()
 
     def loss(self, model: Model) -> float:
-        """Distillation loss of a model on mixed pairs of selection inputs; infinite if it computes what is no number.
+        """Distance of a model's outputs on mixed pairs of selection inputs; infinite if it computes what is no number.
 
-        Such mixtures were in no training of either, though the original may have seen the samples; no label is needed.
+        Such mixtures were in no training of either, though the original may have seen the samples.
         """
-        executor, names = TorchExecutor(model.proto), (self._output,)
-        outputs = torch.cat([self._compute(executor, inputs, names)[self._output] for inputs, _ in self._exam])
-        wanted = torch.cat([answers for _, answers in self._exam])
-        loss = float(self._error(self._output, outputs, wanted))
+        computed = self._compute(TorchExecutor(model.proto), self._exam.inputs, (self._output,))
+        loss = float(self.distance(computed, self._exam))
         return loss if math.isfinite(loss) else math.inf
+
+    @cached_property
+    def label_weight(self) -> float:
+        """What labels count, relative to outputs, from 0 where the original knows all of them to 1."""
+        known = self._unmixed
+        return min(1.0, LABELS * float(self._unlike_labels(known.answers[self._output], known.targets)))
+
+    def _lesson(
+        self, inputs: Array, targets: Array, shares: Array, names: Sequence[str], answers: Tensors | None = None
+    ) -> Lesson:
+        """Mix samples with their targets; the original answers what it has not yet."""
+        mixed = mixed_in_pairs(torch.from_numpy(inputs), shares)
+        answers = answers or self._compute(self._executor, mixed, names)
+        return Lesson(mixed, answers, mixed_in_pairs(self._as_outputs(targets, answers[self._output].shape), shares))
+
+    def _as_outputs(self, targets: Array, shape: torch.Size) -> Tensor:
+        if self._task.loss.targets == "classes":
+            return F.one_hot(torch.from_numpy(targets), shape[1]).movedim(-1, 1).float()
+        return torch.from_numpy(targets).reshape(shape)
 
     def _error(self, name: str, computed: Tensor, wanted: Tensor) -> Tensor:
         if name == self._output:
             return self._task.loss.distillation(computed, wanted, self._task.temperature)
         return (computed - wanted).square().mean()
 
+    def _unlike_labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The task's loss, relative to that of always answering the same."""
+        return self._task.loss.task(outputs, targets) / self._spread_of_labels
+
     @cached_property
-    def _exam(self) -> list[tuple[Tensor, Tensor]]:
-        inputs, _ = self._task.selection.arrays()
-        rng = np.random.default_rng((self._seed, 2))
-        batches = [
-            mixed_in_pairs(batch, rng.random(len(batch))) for batch in torch.split(torch.from_numpy(inputs), BATCH)
-        ]
-        names = (self._output,)
-        return [(batch, self._compute(self._executor, batch, names)[self._output]) for batch in batches]
+    def _unmixed(self) -> Lesson:
+        n = min(KNOWN_SAMPLES, self._task.training.n)
+        inputs, targets = self._task.training.part(slice(0, n)).arrays()
+        return self._lesson(inputs, targets, np.zeros(n), (self._output,))
+
+    @cached_property
+    def _exam(self) -> Lesson:
+        inputs, targets = self._task.selection.arrays()
+        shares = np.random.default_rng((self._seed, 2)).random(len(inputs))
+        return self._lesson(inputs, targets, shares, (self._output,))
 
     @cached_property
     def _spread(self) -> dict[str, float]:
         """The error of always answering the mean, for each tensor; 1 where all answers are the same."""
         spread = {}
-        for name, answers in self[0][1].items():
+        for name, answers in self[0].answers.items():
             wanted = answers.double()  # of probabilities in float32 the error would be rounding
             error = float(self._error(name, wanted.mean(dim=0, keepdim=True).expand_as(wanted), wanted))
             spread[name] = error if error > ROUNDING * float(wanted.square().mean()) else 1.0
         return spread
 
+    @cached_property
+    def _spread_of_labels(self) -> float:
+        targets = self._unmixed.targets
+        mean = targets.mean(dim=0, keepdim=True)
+        same = (mean + ROUNDING).log() if self._task.loss.targets == "classes" else mean
+        return float(self._task.loss.task(same.expand_as(targets), targets)) or 1.0
+
     def _compute(self, executor: TorchExecutor, inputs: Tensor, names: Sequence[str]) -> Tensors:
         with torch.no_grad(), mixed_precision():
-            computed = executor.compute({self._source: inputs}, names)
-        return {name: tensor.float() for name, tensor in zip(names, computed, strict=True)}
+            parts = [executor.compute({self._source: part}, names) for part in torch.split(inputs, BATCH)]
+        return {name: torch.cat(tensors).float() for name, tensors in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def _features(model: Model) -> tuple[str, ...]:

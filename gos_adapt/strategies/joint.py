@@ -247,7 +247,7 @@ class Joint(Setting):
             }
             for number, result in results.items():
                 family = ", ".join(dict.fromkeys(row.family for row in sets[number]))
-                self.progress.note(f"{len(sets[number])} replacements ({family}): {result.loss:.4f} from the teacher")
+                self.progress.note(f"{len(sets[number])} replacements ({family}): loss {result.loss:.4f}")
             ranked = sorted(results, key=lambda number: results[number].loss)
             runners = {number: results[number].replacements for number in ranked[: (len(ranked) + 1) // 2]}
             heat += 1

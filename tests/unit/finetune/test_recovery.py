@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from example_models import in_onnx_runtime, normal, small_model
-from example_search import residual_model, sites_named, task_for
+from example_search import outputs_of, residual_model, sites_named, task_for
 from onnx import numpy_helper
 
 from gos_adapt.finetune.distil import score
@@ -17,6 +17,10 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.seeds import seeds
+from gos_adapt.task.losses import LOSSES
+from gos_adapt.task.metrics import METRICS
+from gos_adapt.task.split import Split
+from gos_adapt.task.task import Task
 
 FAST = Recovery(keep_every_s=0.0)
 
@@ -94,17 +98,88 @@ def test_a_training_that_harms_is_not_kept(model, task, replacements):
     assert found.loss == Teacher(model, task, 0).loss(splice(model, replacements))
 
 
-def test_the_original_is_at_no_distance_from_its_teacher(model, task):
-    assert Teacher(model, task, 0).loss(model) == pytest.approx(0.0, abs=1e-6)
+def scaling(factor, shape=(3,)):
+    """A model that multiplies by a factor."""
+    nodes, weights = [("Mul", "x factor", "y", {})], [("factor", np.float32([factor]))]
+    model = small_model(nodes, ("N", *shape), ["y"], weights)
+    return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
+
+
+def task_with(inputs, targets, loss="cross-entropy", metric="top-1"):
+    parts = {"training": (0, 192), "selection": (192, 320), "test": (320, 352), "calibration": (352, 384)}
+    splits = {name: Split(name, inputs[a:b], targets[a:b]) for name, (a, b) in parts.items()}
+    return Task("labels", METRICS[metric], LOSSES[loss], batch=32, **splits)
+
+
+def classes_of_one(targets):
+    """Inputs that are 1 at the class and 0 elsewhere, but for a little noise that tells samples of two splits apart."""
+    inputs = np.moveaxis(np.eye(3, dtype=np.float32)[targets], -1, 1)
+    return inputs + 1e-4 * normal(*inputs.shape, seed=8), targets
+
+
+def test_an_original_that_knows_all_labels_is_all_there_is_to_learn():
+    model, inputs = scaling(1e4), normal(384, 3, seed=6)
+    teacher = Teacher(model, task_with(inputs, inputs.argmax(axis=1)), 0)
+    assert teacher.label_weight < 0.01
+    assert teacher.loss(model) < 0.1 < teacher.loss(scaling(1.0))
+
+
+def test_labels_weigh_what_the_original_does_not_know():
+    inputs, targets = classes_of_one(np.random.default_rng(7).integers(0, 3, 384))
+    weights = []
+    for wrong in (0, 1, 2, 96):
+        said = np.where(np.arange(384) < wrong, (targets + 1) % 3, targets)
+        weights.append(Teacher(scaling(10.0), task_with(inputs, said), 0).label_weight)
+    assert weights[0] < 0.01
+    assert weights[1:] == pytest.approx([0.47, 0.95, 1.0], abs=0.01)
+
+
+def test_values_weigh_what_the_original_does_not_know():
+    inputs = normal(384, 3, seed=6)
+    task = task_with(inputs, 2 * inputs, "mse", "mean-absolute-error")
+    assert Teacher(scaling(2.0), task, 0).label_weight == pytest.approx(0.0, abs=1e-6)
+    assert Teacher(scaling(1.9), task, 0).label_weight == pytest.approx(10 * 0.05**2, rel=0.05)
+    assert Teacher(scaling(-2.0), task, 0).label_weight == 1.0
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 2)])
+def test_targets_are_mixed_as_the_inputs_are(shape):
+    """The inputs are the classes already, of a sample or of every place in it."""
+    inputs, targets = classes_of_one(np.random.default_rng(7).integers(0, 3, (384, *shape[1:])))
+    metric = "top-1" if len(shape) == 1 else "mean-iou"
+    lesson = Teacher(scaling(1.0, shape), task_with(inputs, targets, metric=metric), 0)[0]
+    np.testing.assert_allclose(lesson.targets, lesson.inputs, atol=1e-3)
+    assert np.any((lesson.inputs.numpy() > 0.1) & (lesson.inputs.numpy() < 0.9))
+
+
+def test_labels_teach_what_the_original_does_not_know():
+    """The largest of three inputs says the class; the original does not look at the last."""
+    weights = [("w", np.diag(np.float32([1.0, 1.0, 0.0]))), ("b", np.zeros(3, np.float32))]
+    model = small_model([("Gemm", "x w b", "y", {})], ("N", 3), ["y"], weights)
+    model = replace(model, outputs=(TensorSpec("y", ("N", 3), "float32"),))
+    inputs = normal(384, 3, seed=6)
+    task = task_with(inputs, inputs.argmax(axis=1))
+    teacher = Teacher(model, task, 3)
+    assert teacher.label_weight == 1.0
+    found = recover(model, with_retrained_layers(model, ()), task, FAST, lambda step: step / 100, teacher=teacher)
+    inputs, targets = task.selection.arrays()
+    before, after = (
+        float(task.loss.task(torch.from_numpy(outputs_of(m, inputs)), torch.from_numpy(targets)))
+        for m in (model, found.model)
+    )
+    assert after < 0.97 * before
+    assert found.score.value > score(model, task.selection, task.metric).value
 
 
 def test_features_count_as_much_as_outputs(model, task):
     teacher = Teacher(model, task, 0)
-    _, answers = teacher[0]
-    assert float(teacher.distance(answers, answers)) == pytest.approx(0.0, abs=1e-6)
+    teacher.label_weight = 0.0
+    lesson = teacher[0]
+    answers = lesson.answers
+    assert float(teacher.distance(answers, lesson)) == pytest.approx(0.0, abs=1e-6)
     for name in answers:
         constant = answers | {name: answers[name].mean(dim=0, keepdim=True).expand_as(answers[name])}
-        assert float(teacher.distance(constant, answers)) == pytest.approx(1.0, rel=1e-3)
+        assert float(teacher.distance(constant, lesson)) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_features_are_learnt_that_outputs_do_not_show(model, task, replacements):
@@ -137,18 +212,20 @@ def test_features_inside_a_replacement_are_not_compared():
     assert teacher.compared == ("y", "r")
     branch = next(site for site in find_sites(model) if site.kind == "branch")
     given = (Replacement(branch.name, branch.operator, tuple(0.9 * w for w in branch.weights)),)
-    assert recovered(model, task, given).loss < 0.5 * teacher.loss(splice(model, given))
+    least = teacher.loss(model)  # the labels are not all the original's
+    assert recovered(model, task, given).loss - least < 0.5 * (teacher.loss(splice(model, given)) - least)
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(model, task):
     first, second = Teacher(model, task, 0), Teacher(model, task, 0)
     for step in (5, 0, 5):
-        (inputs, answers), (same_inputs, same_answers) = first[step], second[step]
-        np.testing.assert_array_equal(inputs, same_inputs)
-        assert set(answers) == {"y", "f"}  # the classes, and what the last layer reads
-        for name, answer in answers.items():
-            np.testing.assert_array_equal(answer, same_answers[name])
-    assert not np.array_equal(first[0][0], first[1][0])
+        lesson, same = first[step], second[step]
+        np.testing.assert_array_equal(lesson.inputs, same.inputs)
+        np.testing.assert_array_equal(lesson.targets, same.targets)
+        assert set(lesson.answers) == {"y", "f"}  # the classes, and what the last layer reads
+        for name, answer in lesson.answers.items():
+            np.testing.assert_array_equal(answer, same.answers[name])
+    assert not np.array_equal(first[0].inputs, first[1].inputs)
 
 
 def test_pairs_are_mixed_in_their_own_proportions():
@@ -157,7 +234,7 @@ def test_pairs_are_mixed_in_their_own_proportions():
 
 
 def test_every_second_sample_reaches_training_unmixed(model, task):
-    inputs, _ = Teacher(model, task, 0)[0]
+    inputs = Teacher(model, task, 0)[0].inputs
     given = {sample.tobytes() for sample in task.training.arrays()[0]}
     unmixed = sum(sample.numpy().tobytes() in given for sample in inputs)
     assert 0.25 < unmixed / len(inputs) < 0.75
