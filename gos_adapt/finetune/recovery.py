@@ -6,10 +6,9 @@ operator (`with_retrained_layers`): the replacements alone then still describe t
 Student and original see the same inputs, augmented as the task says and every second mixed with another, and learning
 goes on for as long as there is time (function matching). They are compared by their outputs and, where the last layer
 is linear, in equal parts by the features it reads: a few outputs say little of a sample. Labels, mixed as the inputs,
-teach what the original does not know: the less of its own training samples it knows, the more they weigh. The length of
-the training is whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the
-training ends settled at any length. The state is given to `keep` now and then: a training that was killed goes on from
-there.
+teach what the original does not know: the more training samples it gets wrong, the more they weigh. The length of the
+training is whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the training
+ends settled at any length. The state is given to `keep` now and then: a training that was killed goes on from there.
 
 Whether a training helped is told by mixed inputs, too, not by the score. Samples that the original was trained with
 favour what was trained less, because its weights remember them: of two ResNet-20 made faster, one had 94.0 % of such
@@ -17,9 +16,9 @@ samples right after 295 steps, the other 92.6 % after 2,199; of samples never se
 
 Reference: METHOD 1.4.3, 1.4.4; Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR
 2022; Chen et al., "Knowledge distillation with the reused teacher classifier", CVPR 2022, for features, though here the
-last layer learns as well; Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018, for mixing. Deviations
-from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then falls along a cosine, so that the
-last steps settle; products compute in mixed precision; the weight of the labels is not the same for all models.
+last layer learns as well. Deviations from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then
+falls along a cosine, so that the last steps settle; products compute in mixed precision; the weight of the labels
+depends on the model.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.torch_form import TorchOperator
+from gos_adapt.task.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,10 +63,9 @@ MAX_BYTES = 2**28
 """Of the teacher's answers that are kept; further ones are computed again."""
 ROUNDING = 1e-10
 """Of the mean square of what a tensor holds: errors below are none."""
-LABELS, KNOWN_SAMPLES = 10.0, 1024
-"""Weight of the labels over the original's loss on them, relative to a constant answer's, up to a weight of 1; and of
-how many training samples that loss is the mean. Labels that an original knows by heart do harm
-(docs/operator-search.md)."""
+LABELS, LABELLED = 10.0, 1024
+"""Weight of the labels over the share of training samples that the original gets wrong, up to a weight of 1; and the
+samples that tell. Labels that an original knows by heart do harm (docs/operator-search.md)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def recover(
     keep: Callable[[State], None] = lambda _state: None,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Recovered:
-    """Train replacements together, and return what is nearer to the teacher: before or after.
+    """Train replacements together, and return what the teacher finds better: before or after.
 
     Args:
         model: Without the replacements; also the teacher.
@@ -217,16 +216,16 @@ class Lesson(NamedTuple):
     Attributes:
         inputs: ``(n, ...)``.
         answers: What the original computes of them, by tensor.
-        targets: Of the task, in the shape of the outputs: shares of the classes, or values.
+        labels: ``(n, classes)``, the share that each class has in a sample; `None` where labels do not count.
     """
 
     inputs: Tensor
     answers: Tensors
-    targets: Tensor
+    labels: Tensor | None
 
 
 class Teacher:
-    """The original model: the batch of every step with what it computes, and how far another model is from it.
+    """The original model and the labels: what is learnt in every step, and how far another model is from both.
 
     Several trainings may share one: what it answered for one, it need not answer again.
 
@@ -240,7 +239,7 @@ class Teacher:
     """
 
     def __init__(self, model: Model, task: Task, seed: int) -> None:
-        self._task, self._seed = task, seed
+        self._model, self._task, self._seed = model, task, seed
         self._source, self._output = model.inputs[0].name, model.outputs[0].name
         self.compared = (self._output, *_features(model))
         self._executor = TorchExecutor(model.proto)
@@ -269,58 +268,66 @@ class Teacher:
         errors = [
             self._error(name, own.float(), lesson.answers[name]) / self._spread[name] for name, own in computed.items()
         ]
-        if self.label_weight and self._output in computed:
-            errors.append(self.label_weight * self._unlike_labels(computed[self._output].float(), lesson.targets))
+        if lesson.labels is not None:
+            unlike = self._task.loss.task(computed[self._output].float(), lesson.labels)
+            errors.append(self.label_weight * unlike / self._uncertainty)
         return torch.stack(errors).sum()
 
     def loss(self, model: Model) -> float:
         """Distance of a model's outputs on mixed pairs of selection inputs; infinite if it computes what is no number.
 
-        Such mixtures were in no training of either, though the original may have seen the samples.
+        Such mixtures were in no training of either, though the original may have seen the samples. Where labels count,
+        the original itself has a loss, too.
         """
-        computed = self._compute(TorchExecutor(model.proto), self._exam.inputs, (self._output,))
-        loss = float(self.distance(computed, self._exam))
+        executor, names = TorchExecutor(model.proto), (self._output,)
+        losses = [
+            len(lesson.inputs) * float(self.distance(self._compute(executor, lesson.inputs, names), lesson))
+            for lesson in self._exam
+        ]
+        loss = sum(losses) / self._task.selection.n
         return loss if math.isfinite(loss) else math.inf
 
     @cached_property
     def label_weight(self) -> float:
-        """What labels count, relative to outputs, from 0 where the original knows all of them to 1."""
-        known = self._unmixed
-        return min(1.0, LABELS * float(self._unlike_labels(known.answers[self._output], known.targets)))
+        """What labels count, relative to outputs: from 0, where the original knows all of them, to 1.
+
+        Also 0 for targets that are values, or many to a sample: there nothing was measured.
+        """
+        if not self._task.training.has_classes or self._task.training.targets.ndim > 1:
+            return 0.0
+        known = score(self._model, self._task.training.part(slice(0, LABELLED)), METRICS["top-1"])
+        return min(1.0, LABELS * (1 - known.value))
 
     def _lesson(
         self, inputs: Array, targets: Array, shares: Array, names: Sequence[str], answers: Tensors | None = None
     ) -> Lesson:
-        """Mix samples with their targets; the original answers what it has not yet."""
+        """Mix samples, and their labels if they count; the original answers what it has not yet."""
         mixed = mixed_in_pairs(torch.from_numpy(inputs), shares)
         answers = answers or self._compute(self._executor, mixed, names)
-        return Lesson(mixed, answers, mixed_in_pairs(self._as_outputs(targets, answers[self._output].shape), shares))
-
-    def _as_outputs(self, targets: Array, shape: torch.Size) -> Tensor:
-        if self._task.loss.targets == "classes":
-            return F.one_hot(torch.from_numpy(targets), shape[1]).movedim(-1, 1).float()
-        return torch.from_numpy(targets).reshape(shape)
+        if not self.label_weight:
+            return Lesson(mixed, answers, None)
+        classes = F.one_hot(torch.from_numpy(targets), answers[self._output].shape[1]).float()
+        return Lesson(mixed, answers, mixed_in_pairs(classes, shares))
 
     def _error(self, name: str, computed: Tensor, wanted: Tensor) -> Tensor:
         if name == self._output:
             return self._task.loss.distillation(computed, wanted, self._task.temperature)
         return (computed - wanted).square().mean()
 
-    def _unlike_labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The task's loss, relative to that of always answering the same."""
-        return self._task.loss.task(outputs, targets) / self._spread_of_labels
+    @cached_property
+    def _exam(self) -> list[Lesson]:
+        rng = np.random.default_rng((self._seed, 2))
+        return [
+            self._lesson(inputs, targets, rng.random(len(inputs)), (self._output,))
+            for inputs, targets in self._task.selection.batches(BATCH)
+        ]
 
     @cached_property
-    def _unmixed(self) -> Lesson:
-        n = min(KNOWN_SAMPLES, self._task.training.n)
-        inputs, targets = self._task.training.part(slice(0, n)).arrays()
-        return self._lesson(inputs, targets, np.zeros(n), (self._output,))
-
-    @cached_property
-    def _exam(self) -> Lesson:
-        inputs, targets = self._task.selection.arrays()
-        shares = np.random.default_rng((self._seed, 2)).random(len(inputs))
-        return self._lesson(inputs, targets, shares, (self._output,))
+    def _uncertainty(self) -> float:
+        """Cross-entropy of always answering how frequent the classes are; 1 where there is but one."""
+        counts = np.bincount(self._task.training.targets)
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log(shares)).sum()) or 1.0
 
     @cached_property
     def _spread(self) -> dict[str, float]:
@@ -332,17 +339,10 @@ class Teacher:
             spread[name] = error if error > ROUNDING * float(wanted.square().mean()) else 1.0
         return spread
 
-    @cached_property
-    def _spread_of_labels(self) -> float:
-        targets = self._unmixed.targets
-        mean = targets.mean(dim=0, keepdim=True)
-        same = (mean + ROUNDING).log() if self._task.loss.targets == "classes" else mean
-        return float(self._task.loss.task(same.expand_as(targets), targets)) or 1.0
-
     def _compute(self, executor: TorchExecutor, inputs: Tensor, names: Sequence[str]) -> Tensors:
         with torch.no_grad(), mixed_precision():
-            parts = [executor.compute({self._source: part}, names) for part in torch.split(inputs, BATCH)]
-        return {name: torch.cat(tensors).float() for name, tensors in zip(names, zip(*parts, strict=True), strict=True)}
+            computed = executor.compute({self._source: inputs}, names)
+        return {name: tensor.float() for name, tensor in zip(names, computed, strict=True)}
 
 
 def _features(model: Model) -> tuple[str, ...]:
@@ -358,15 +358,14 @@ def _features(model: Model) -> tuple[str, ...]:
     return (layers[-1].input,)
 
 
-def mixed_in_pairs(inputs: Tensor, shares: Array) -> Tensor:
+def mixed_in_pairs(samples: Tensor, shares: Array) -> Tensor:
     """Mix each sample of a batch with the one as far from the end.
 
     Args:
-        inputs: ``(n, ...)``.
+        samples: ``(n, ...)``.
         shares: ``(n,)``, of the other in the result, in [0, 1].
 
-    Reference: Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018; targets need no mixing, as the
-    teacher sees the mixture.
+    Reference: Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018.
     """
-    share = torch.from_numpy(shares.astype(np.float32)).reshape(-1, *[1] * (inputs.dim() - 1))
-    return torch.lerp(inputs, inputs.flip(0), share)
+    share = torch.from_numpy(shares.astype(np.float32)).reshape(-1, *[1] * (samples.dim() - 1))
+    return torch.lerp(samples, samples.flip(0), share)

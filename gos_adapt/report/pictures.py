@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from gos_adapt.report.facts import BaselineRow, Pareto, ParetoPoint, Price, SiteRow, Status, count_text
 from gos_adapt.verdict import latency_text
+
+if TYPE_CHECKING:
+    from gos_adapt.quantities import Measurement
 
 INK, FAINT, BEFORE, AFTER, CHOSEN = "#1f2328", "#d8dee4", "#9aa4af", "#0072b2", "#d55e00"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
@@ -57,9 +61,9 @@ def baseline_bars(rows: tuple[BaselineRow, ...]) -> go.Figure:
 
 
 def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
-    """Draw the latency of each site before and, where it was replaced, after."""
+    """Draw the latency of each site before and, where it was replaced, after; words where that has no latency."""
     scale, unit = _unit([row.before.median_s for row in rows])
-    replaced = [row for row in rows if row.after is not None and row.after.ok]
+    replaced = [(row, row.after) for row in rows if row.after is not None]
     figure = go.Figure(
         [
             go.Bar(
@@ -73,9 +77,11 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
             ),
             go.Bar(
                 name="replacement (measured)",
-                x=[row.after.median_s * scale for row in replaced if row.after],
-                y=[escape(row.label) for row in replaced],
-                hovertext=[_site_text(row) for row in replaced],
+                x=[after.median_s * scale if after.ok else 0.0 for _, after in replaced],
+                y=[escape(row.label) for row, _ in replaced],
+                text=["" if after.ok else escape(_why(after)) for _, after in replaced],
+                textposition="outside",
+                hovertext=[_site_text(row) for row, _ in replaced],
                 hoverinfo="text",
                 orientation="h",
                 marker={"color": AFTER},
@@ -160,9 +166,14 @@ def _site_text(row: SiteRow) -> str:
         escape(row.name),
         f"original {latency_text(row.before.median_s)}",
     ]
-    if row.after is not None and row.after.ok:
-        lines.append(f"replacement {latency_text(row.after.median_s)}")
+    if row.after is not None:
+        lines.append(f"replacement {latency_text(row.after.median_s) if row.after.ok else escape(_why(row.after))}")
     return "<br>".join(lines)
+
+
+def _why(latency: Measurement) -> str:
+    """Why there is no latency, in a few words."""
+    return shorten((latency.error or "not measured").partition(":")[0], 40, placeholder=" …")
 
 
 def _point_text(point: ParetoPoint, price: Price) -> str:

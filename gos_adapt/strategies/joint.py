@@ -59,8 +59,8 @@ SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
 HEAT_SHARE, HEAT_S = 0.08, 40.0
 """Of the time left in a race, for the first heat, twice that for the next; and what one set must have of the first to
-show anything: fewer sets run otherwise. Early heats mislead: on ResNet-56 15 shortcuts were 5.83 from the teacher after
-135 steps, where 27 milder replacements were 4.58 from it, and after 500 more 2.96, where those were 3.44."""
+show anything: fewer sets run otherwise. Early heats mislead: on ResNet-56 the divergence of 15 shortcuts was 5.83 after
+135 steps, that of 27 milder replacements 4.58, and after 500 more 2.96 and 3.44."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
 THOROUGH_S = 300.0
@@ -178,10 +178,11 @@ class Joint(Setting):
 
     def _reached(self, table: Table, goal_s: float) -> Choice:
         """What keeps most of those sets that reach a latency."""
-        sets, notes = table.sets(goal_s, self._planned("goal", self.time_left()).runners)
+        plan = self._planned("goal", self.time_left())
+        sets, notes = table.sets(goal_s, plan.runners)
         if not sets:
             return (), None, notes
-        chosen, recovered = self._race(sets, "goal", self.time_left(), PASSES)
+        chosen, recovered = self._race(sets, "goal", plan, self.time_left(), PASSES)
         lost = self.drop(recovered.score)
         if lost >= self.request.epsilon:
             notes += (
@@ -202,12 +203,13 @@ class Joint(Setting):
             name = f"trial-{ladder[middle]}"
             if _race_key(name) not in self.folder.journal and self.time_left() < seconds:
                 break  # a trial cut short tells nothing, and what was found before has to be trained on
-            sets, missed = table.sets(whole_s / ladder[middle], self._planned(name, seconds).runners)
+            plan = self._planned(name, seconds)
+            sets, missed = table.sets(whole_s / ladder[middle], plan.runners)
             if missed or not sets:
                 high = middle
                 continue
             if tuple(sets) not in raced:  # what reaches one rung may reach the next as well
-                raced[tuple(sets)] = self._race(sets, name, seconds, PASSES / 4)
+                raced[tuple(sets)] = self._race(sets, name, plan, seconds, PASSES / 4)
             chosen, trial = raced[tuple(sets)]
             lost = self.drop(trial.score)
             self.progress.note(f"{ladder[middle]}x: {lost:.4f} lost after a short recovery")
@@ -229,14 +231,16 @@ class Joint(Setting):
             self.folder.journal.put(key, [runners, seconds >= THOROUGH_S])
         return _Race(*self.folder.journal.get(key))
 
-    def _race(self, sets: Sequence[RowSet], name: str, seconds: float, passes: float) -> tuple[RowSet, Recovered]:
+    def _race(
+        self, sets: Sequence[RowSet], name: str, plan: _Race, seconds: float, passes: float
+    ) -> tuple[RowSet, Recovered]:
         """Train all a little, keep the better half, and again for longer; then train the one that is left to the end.
 
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
         time_left = self.clock(None, seconds)
-        fitting = THOROUGH if self._planned(name, seconds).thorough else DEFAULT
+        fitting = THOROUGH if plan.thorough else DEFAULT
         runners = {number: self._fitted(rows, fitting) for number, rows in enumerate(sets)}
         heat = 0
         while len(runners) > 1:

@@ -18,7 +18,7 @@ from example_result import (
 )
 
 from gos_adapt.report import facts
-from gos_adapt.report.pictures import pareto_scatter
+from gos_adapt.report.pictures import pareto_scatter, site_bars
 from gos_adapt.verdict import comparison_text, latency_text
 
 if TYPE_CHECKING:
@@ -108,6 +108,16 @@ def test_candidates_of_the_global_strategy_are_shown_by_their_loss() -> None:
     assert pareto.unpriced == 168 - 6
     top = pareto_scatter(pareto).layout.yaxis.range[1]
     assert 0.1 < top < 1.0  # the front ends at 0.1, and what lies far above it must not flatten it
+
+
+def test_a_site_with_no_kernel_left_has_words_where_others_have_a_bar() -> None:
+    rows = facts.site_rows(example_result())
+    gone = rows[0]._replace(after=failed("no kernel of its own: it was folded away"))
+    _, replacements = site_bars((gone, *rows[1:])).data
+    assert list(replacements.y) == [row.label for row in rows if row.after]
+    assert list(replacements.text) == ["no kernel of its own", *[""] * (len(replacements.y) - 1)]
+    assert replacements.x[0] == 0 < replacements.x[1]
+    assert "no kernel of its own" in replacements.hovertext[0]
 
 
 def test_outcomes_count_every_proposal_of_every_search() -> None:
