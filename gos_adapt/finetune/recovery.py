@@ -260,7 +260,7 @@ class Teacher:
         size = sum(answer.nbytes for answer in lesson.answers.values())
         if step not in self._answers and self._room >= size:
             self._room -= size
-            self._answers[step] = lesson.answers
+            self._answers[step] = {name: answer.clone() for name, answer in lesson.answers.items()}  # no views of more
         return lesson
 
     def distance(self, computed: Tensors, lesson: Lesson) -> Tensor:
