@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
+from markdown_table import table
 from pymoo.indicators.hv import HV
 
 from device_targets import DEVICES
@@ -302,11 +303,6 @@ def _levels(run: Run) -> Iterator[tuple[str, ...]]:
         rate = f"{60 * entered / took:.0f}" if took > 0 else "–"
         counts = map(str, (late[name], entered, stopped[name], alive))
         yield name, *counts, f"{took:.1f}" if name in seconds else "–", rate
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
 def _mean(column: tuple[float | None, ...]) -> float | None:

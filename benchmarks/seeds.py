@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from markdown_table import table
+
 from gos_adapt.errors import AdaptError
 from gos_adapt.result import read_result
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gos_adapt.result import Result
+
+SUMMARIES: dict[str, Callable[[Sequence[float]], float]] = {"least": min, "mean": fmean, "most": max}
 
 
 def main() -> int:
@@ -41,14 +45,12 @@ def main() -> int:
         except AdaptError as error:
             print(error, file=sys.stderr)
             return 1
-    print("\n".join(table(results)))
+    print("\n".join([_conditions(results[0]), "", *spread(results)]))
     return 0
 
 
-def table(results: Sequence[Result]) -> list[str]:
-    """One row a seed, and the least, the mean and the most of each column."""
-    model, budget_s, machine = results[0].model.name, results[0].options.budget_s, results[0].environment
-    budget = "no budget" if budget_s is None else f"{budget_s:g} s a run"
+def spread(results: Sequence[Result]) -> list[str]:
+    """Lines of a table: one row a seed, and the least, the mean and the most of each column."""
     columns: dict[str, tuple[Callable[[Result], float | None], str]] = {
         "speed-up, medians": (lambda result: _speed_up(result, "median"), "{:.2f}x"),
         "best samples": (lambda result: _speed_up(result, "best"), "{:.2f}x"),
@@ -57,18 +59,20 @@ def table(results: Sequence[Result]) -> list[str]:
         "adapted": (lambda result: result.accuracy and result.accuracy.adapted.value, "{:.4f}"),
         "lost": (lambda result: result.accuracy and result.accuracy.lost, "{:.4f}"),
     }
-    rows = [(f"seed {result.options.seed}", [of(result) for of, _ in columns.values()]) for result in results]
-    by_column = list(zip(*(numbers for _, numbers in rows), strict=True))
-    for name, of in (("least", min), ("mean", fmean), ("most", max)):
-        rows.append((name, [of(known) if (known := [n for n in ns if n is not None]) else None for ns in by_column]))
-    forms = [form for _, form in columns.values()]
-    return [
-        f"{model}, {budget}, {machine.cpu}, {machine.cores} cores, {machine.date}",
-        "",
-        f"| | {' | '.join(columns)} |",
-        f"|---{'|---' * len(columns)}|",
-        *(f"| {name} | {' | '.join(map(_text, numbers, forms))} |" for name, numbers in rows),
-    ]
+    rows = [[f"seed {result.options.seed}"] for result in results] + [[name] for name in SUMMARIES]
+    for of, form in columns.values():
+        numbers = [of(result) for result in results]
+        known = [number for number in numbers if number is not None]
+        numbers += [summary(known) if known else None for summary in SUMMARIES.values()]
+        for row, number in zip(rows, numbers, strict=True):
+            row.append("–" if number is None else form.format(number))
+    return table(("", *columns), rows)
+
+
+def _conditions(result: Result) -> str:
+    budget_s, machine = result.options.budget_s, result.environment
+    budget = "no budget" if budget_s is None else f"{budget_s:g} s a run"
+    return f"{result.model.name}, {budget}, {machine.cpu}, {machine.cores} cores, {machine.date}"
 
 
 def _speed_up(result: Result, of: str) -> float | None:
@@ -79,10 +83,6 @@ def _speed_up(result: Result, of: str) -> float | None:
 def _latency_ms(result: Result) -> float | None:
     adapted = result.latency.adapted
     return 1e3 * adapted.median_s if adapted.ok else None
-
-
-def _text(number: float | None, form: str) -> str:
-    return "–" if number is None else form.format(number)
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:

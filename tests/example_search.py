@@ -68,10 +68,14 @@ def outputs_of(model, inputs):
 
 def task_for(model, inputs=INPUTS):
     """Random inputs; the targets are what the model itself says, so its own accuracy is 1."""
-    targets = outputs_of(model, inputs).argmax(axis=1)
+    return task_with(inputs, outputs_of(model, inputs).argmax(axis=1))
+
+
+def task_with(inputs, targets, loss="cross-entropy", metric="top-1"):
+    """384 samples, half of them for training."""
     parts = {"training": (0, 192), "selection": (192, 320), "test": (320, 352), "calibration": (352, 384)}
     splits = {name: Split(name, inputs[a:b], targets[a:b]) for name, (a, b) in parts.items()}
-    return Task("example", METRICS["top-1"], LOSSES["cross-entropy"], batch=32, **splits)
+    return Task("example", METRICS[metric], LOSSES[loss], batch=32, **splits)
 
 
 def counted_latencies(batch):

@@ -79,7 +79,7 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
                 name="replacement (measured)",
                 x=[after.median_s * scale if after.ok else 0.0 for _, after in replaced],
                 y=[escape(row.label) for row, _ in replaced],
-                text=["" if after.ok else escape(_why(after)) for _, after in replaced],
+                text=["" if after.ok else escape(_words(after)) for _, after in replaced],
                 textposition="outside",
                 hovertext=[_site_text(row) for row, _ in replaced],
                 hoverinfo="text",
@@ -167,13 +167,15 @@ def _site_text(row: SiteRow) -> str:
         f"original {latency_text(row.before.median_s)}",
     ]
     if row.after is not None:
-        lines.append(f"replacement {latency_text(row.after.median_s) if row.after.ok else escape(_why(row.after))}")
+        lines.append(f"replacement {escape(_words(row.after))}")
     return "<br>".join(lines)
 
 
-def _why(latency: Measurement) -> str:
-    """Why there is no latency, in a few words."""
-    return shorten((latency.error or "not measured").partition(":")[0], 40, placeholder=" …")
+def _words(latency: Measurement) -> str:
+    """The median, or in a few words why there is none."""
+    if latency.error is None:
+        return latency_text(latency.median_s)
+    return shorten(latency.error.partition(":")[0], 40, placeholder=" …")
 
 
 def _point_text(point: ParetoPoint, price: Price) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from example_models import in_onnx_runtime, normal, small_model
-from example_search import outputs_of, residual_model, sites_named, task_for
+from example_search import outputs_of, residual_model, sites_named, task_for, task_with
 from onnx import numpy_helper
 
 from gos_adapt.finetune.distil import score
@@ -17,10 +17,6 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.seeds import seeds
-from gos_adapt.task.losses import LOSSES
-from gos_adapt.task.metrics import METRICS
-from gos_adapt.task.split import Split
-from gos_adapt.task.task import Task
 
 FAST = Recovery(keep_every_s=0.0)
 
@@ -109,12 +105,6 @@ def scaling(factor, shape=(3,)):
     nodes, weights = [("Mul", "x factor", "y", {})], [("factor", np.float32([factor]))]
     model = small_model(nodes, ("N", *shape), ["y"], weights)
     return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
-
-
-def task_with(inputs, targets, loss="cross-entropy", metric="top-1"):
-    parts = {"training": (0, 192), "selection": (192, 320), "test": (320, 352), "calibration": (352, 384)}
-    splits = {name: Split(name, inputs[a:b], targets[a:b]) for name, (a, b) in parts.items()}
-    return Task("labels", METRICS[metric], LOSSES[loss], batch=32, **splits)
 
 
 def partly_wrong(wrong):
