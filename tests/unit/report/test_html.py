@@ -116,6 +116,13 @@ def test_the_report_says_what_was_found_and_why() -> None:
     assert "What was found" not in Elements(render(without_replacements())).text
 
 
+def test_the_report_says_how_much_no_replacement_can_take_away() -> None:
+    assert (
+        "The chosen sites take 41.8 % of that; whatever replaces them, the other 58.2 % stay."
+        in Elements(render(example_result())).text
+    )
+
+
 def test_nothing_to_gain_still_reads_well() -> None:
     text = Elements(render(without_replacements())).text
     assert "No operator was replaced: the delivered model is the original, compiled." in text
