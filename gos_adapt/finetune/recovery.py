@@ -4,21 +4,22 @@ What learns are the replacements. A layer that keeps its operator learns too whe
 operator (`with_retrained_layers`): the replacements alone then still describe the result.
 
 Student and original see the same inputs, augmented as the task says and every second mixed with another, and learning
-goes on for as long as there is time (function matching). They are compared by their outputs and, where the last layer
-is linear, in equal parts by the features it reads: a few outputs say little of a sample. Labels, mixed as the inputs,
-teach what the original does not know: the more training samples it gets wrong, the more they weigh. The length of the
-training is whatever `done` says, usually a share of a time budget; the learning rate follows it, so that the training
-ends settled at any length. The state is given to `keep` now and then: a training that was killed goes on from there.
+goes on for as long as there is time (function matching). They are compared by their outputs and, in equal parts, by the
+ends of their stages, down to the features that the last layer reads: a few outputs say little of a sample, and what
+they leave open is learnt by heart. Labels, mixed as the inputs, teach what the original does not know: the more
+training samples it gets wrong, the more they weigh. The length of the training is whatever `done` says, usually a share
+of a time budget; the learning rate follows it, so that the training ends settled at any length. The state is given to
+`keep` now and then: a training that was killed goes on from there.
 
 Whether a training helped is told by mixed inputs, too, not by the score. Samples that the original was trained with
 favour what was trained less, because its weights remember them: of two ResNet-20 made faster, one had 94.0 % of such
 samples right after 295 steps, the other 92.6 % after 2,199; of samples never seen 88.2 and 89.5 %.
 
 Reference: METHOD 1.4.3, 1.4.4; Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR
-2022; Chen et al., "Knowledge distillation with the reused teacher classifier", CVPR 2022, for features, though here the
-last layer learns as well. Deviations from METHOD 1.3: another optimiser (`optimizer`); the learning rate rises and then
-falls along a cosine, so that the last steps settle; products compute in mixed precision; the weight of the labels
-depends on the model.
+2022; Romero et al., "FitNets: hints for thin deep nets", ICLR 2015, for tensors inside, though here all are compared
+from the first step on, and none needs a regressor, as a replacement keeps the shape. Deviations from METHOD 1.3:
+another optimiser (`optimizer`); the learning rate rises and then falls along a cosine, so that the last steps settle;
+products compute in mixed precision; the weight of the labels depends on the model.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.freed_memory import keep_freed_memory
 from gos_adapt.finetune.optimizer import Optimizer
 from gos_adapt.finetune.precision import mixed_precision
-from gos_adapt.model.leading_to import leading_to
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
+from gos_adapt.model.stages import stage_ends
 from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.task.metrics import METRICS
@@ -58,9 +59,9 @@ if TYPE_CHECKING:
 STEPS, OPTIMIZER = "steps", "optimizer."
 """Names in a state."""
 VARIANTS = 16
-"""Passes over the samples, each augmented and mixed anew, after which they and the teacher's answers repeat."""
+"""Passes over the samples, each augmented and mixed anew, after which they and the teacher's answers may repeat."""
 MAX_BYTES = 2**28
-"""Of the teacher's answers that are kept; further ones are computed again."""
+"""Of the teacher's answers to all variants: kept if they fit, and otherwise samples never repeat."""
 ROUNDING = 1e-10
 """Of the mean square of what a tensor holds: errors below are none."""
 LABELS, LABELLED = 10.0, 1024
@@ -167,10 +168,9 @@ class _Student:
     def __init__(self, model: Model, replacements: Sequence[Replacement], compared: Sequence[str]) -> None:
         given = {replacement.site: replacement for replacement in replacements}
         sites = [site for site in find_sites(model) if site.name in given]
-        inside = {name for site in sites for name in site.nodes if name != site.output}  # no longer computed
         self._order = [replacement.site for replacement in replacements]
-        self._compared = [name for name in compared if name not in inside]
-        self._model = AdaptedModel(model, sites, whole=True, also=self._compared[1:])
+        self._compared = compared
+        self._model = AdaptedModel(model, sites, whole=True, also=compared[1:])
         self._model.requires_grad_(False)
         self._given = [given[site.name] for site in self._model.sites]
         self._operators = [TorchOperator(r.operator, r.weights) for r in self._given]
@@ -235,31 +235,29 @@ class Teacher:
         seed: Of the order of samples, their augmentation and mixing.
 
     Attributes:
-        compared: Names of the tensors that a student should compute likewise: the output, then features.
+        compared: Names of the tensors that a student should compute likewise: the output, then the ends of stages.
     """
 
     def __init__(self, model: Model, task: Task, seed: int) -> None:
         self._model, self._task, self._seed = model, task, seed
         self._source, self._output = model.inputs[0].name, model.outputs[0].name
-        self.compared = (self._output, *_features(model))
+        self.compared = (self._output, *stage_ends(model))
         self._executor = TorchExecutor(model.proto)
         self._answers: dict[int, Tensors] = {}
-        self._room = MAX_BYTES
         self._size = min(task.batch, task.training.n)
         self._steps = task.training.n // self._size  # of one pass
 
     def __getitem__(self, step: int) -> Lesson:
         """Return the samples of a step: all come once before any comes again."""
-        step %= VARIANTS * self._steps
+        if self._repeats:
+            step %= VARIANTS * self._steps
         order = np.random.default_rng((self._seed, step // self._steps)).permutation(self._task.training.n)
         which = order[step % self._steps * self._size :][: self._size]
         rng = np.random.default_rng((self._seed, step, 1))
         inputs, targets = self._task.training.augmented(which, self._task.augmentation, rng)
         shares = np.maximum(0, rng.uniform(-1, 1, len(inputs)))
         lesson = self._lesson(inputs, targets, shares, self.compared, self._answers.get(step))
-        size = sum(answer.nbytes for answer in lesson.answers.values())
-        if step not in self._answers and self._room >= size:
-            self._room -= size
+        if self._repeats and step not in self._answers:
             self._answers[step] = {name: answer.clone() for name, answer in lesson.answers.items()}  # no views of more
         return lesson
 
@@ -315,6 +313,14 @@ class Teacher:
         return (computed - wanted).square().mean()
 
     @cached_property
+    def _repeats(self) -> bool:
+        """Whether samples come again as they were, with the answers that were kept."""
+        sample = torch.from_numpy(self._task.training.part(slice(0, 1)).arrays()[0])
+        answers = self._compute(self._executor, sample, self.compared)
+        size = sum(answer.nbytes for answer in answers.values())
+        return VARIANTS * self._task.training.n * size <= MAX_BYTES
+
+    @cached_property
     def _exam(self) -> list[Lesson]:
         rng = np.random.default_rng((self._seed, 2))
         return [
@@ -343,19 +349,6 @@ class Teacher:
         with torch.no_grad(), mixed_precision():
             computed = executor.compute({self._source: inputs}, names)
         return {name: tensor.float() for name, tensor in zip(names, computed, strict=True)}
-
-
-def _features(model: Model) -> tuple[str, ...]:
-    """Name the tensor that the last layer of the first output reads; none unless that is linear and others lie before.
-
-    Such a tensor is a vector for each sample.
-    """
-    nodes = leading_to(model.proto.graph.node, {model.outputs[0].name})
-    needed = {name for node in nodes for name in node.output}
-    layers = [site for site in find_sites(model) if site.kind != "branch" and site.weights and site.output in needed]
-    if len(layers) < 2 or layers[-1].kind != "linear" or len(layers[-1].input_shape) != 1:
-        return ()
-    return (layers[-1].input,)
 
 
 def mixed_in_pairs(samples: Tensor, shares: Array) -> Tensor:

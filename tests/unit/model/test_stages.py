@@ -1,0 +1,96 @@
+"""Where a model's stages end."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from example_models import DATA, normal, small_model
+from example_search import CONV, residual_model
+from torch import nn
+
+from gos_adapt.model.load import load_model, load_module
+from gos_adapt.model.model import TensorSpec
+from gos_adapt.model.sites import find_sites
+from gos_adapt.model.stages import stage_ends
+
+
+def with_output(model, *shape):
+    return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
+
+
+def linear_layers(*widths):
+    weights = [(f"w{k}", normal(a, b, seed=k)) for k, (a, b) in enumerate(pairwise(widths))]
+    names = ["x", *(f"h{k}" for k in range(len(weights) - 1)), "y"]
+    nodes = [("Gemm", f"{names[k]} w{k}", names[k + 1], {}) for k in range(len(weights))]
+    return with_output(small_model(nodes, ("N", widths[0]), ["y"], weights), widths[-1])
+
+
+def test_a_stage_ends_where_the_size_changes():
+    assert stage_ends(residual_model()) == ("o2", "f")  # behind the blocks, of 8x8; behind the pooling
+
+
+def test_the_stages_of_a_trained_network():
+    path = DATA / "cifar10_resnet/resnet20_cifar10.onnx"
+    if not path.is_file():
+        pytest.skip(f"needs {path.name} of the shared data")
+    model = load_model(path)
+    shapes = {site.output: site.output_shape for site in find_sites(model)}
+    assert [shapes[name] for name in stage_ends(model)] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)]
+
+
+def test_vectors_of_one_length_are_a_stage():
+    assert stage_ends(linear_layers(6, 8, 8, 4, 3)) == ("h1", "h2")
+
+
+def test_the_output_is_no_end():
+    assert stage_ends(linear_layers(6, 3)) == ()
+    assert stage_ends(linear_layers(6, 3, 8, 3)) == ("h1",)  # the first of three numbers is not their last
+
+
+def test_what_is_bypassed_is_no_end():
+    """Of a network that goes down and up again, with a bridge, only what lies behind the bridge holds everything."""
+    up = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        ("Conv", "x w0", "a", CONV),
+        ("MaxPool", "a", "p", up),
+        ("Conv", "p w1", "b", CONV),
+        ("ConvTranspose", "b w2", "u", up),
+        ("Concat", "u a", "j", {"axis": 1}),
+        ("Conv", "j w3", "c", CONV),
+        ("Conv", "c w4", "y", {**CONV, "strides": [2, 2]}),
+    ]
+    kernels = {"w0": (4, 3, 3, 3), "w1": (4, 4, 3, 3), "w2": (4, 4, 2, 2), "w3": (4, 8, 3, 3), "w4": (2, 4, 3, 3)}
+    weights = [(name, normal(*shape, seed=k)) for k, (name, shape) in enumerate(kernels.items())]
+    assert stage_ends(with_output(small_model(nodes, ("N", 3, 8, 8), ["y"], weights), 2, 4, 4)) == ("c",)
+
+
+def test_a_model_that_does_not_read_its_input_has_no_stages():
+    nodes = [("Identity", "k", "y", {})]
+    model = with_output(small_model(nodes, ("N", 3), ["y"], [("k", np.zeros((1, 3), np.float32))]), 3)
+    assert stage_ends(model) == ()
+
+
+class Attending(nn.Module):
+    """Attention that nothing bypasses, between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Linear(6, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        q, k, v = self.qkv(self.embed(x)).reshape(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        seen = (q @ k.transpose(-2, -1) / 2).softmax(dim=-1) @ v
+        return self.out(seen.transpose(1, 2).reshape(n, t, 8)).mean(dim=1)
+
+
+@pytest.mark.parametrize("kind", ["branch", "attention"])
+def test_what_a_replacement_would_leave_out_is_no_end(kind):
+    attending = load_module(Attending().eval(), (torch.from_numpy(normal(2, 5, 6)),))
+    model = {"branch": residual_model(), "attention": attending}[kind]
+    sites = [site for site in find_sites(model) if site.kind == kind]
+    assert sites
+    assert not any(name in site.nodes and name != site.output for name in stage_ends(model) for site in sites)
+    assert sites[-1].output in stage_ends(model)
