@@ -358,7 +358,7 @@ class Bench:
             lambda: math.inf,
             lambda *_: None,
         )
-        self.profile: Profile = self.setting.profile(self.model, self.setting.eligible(self.model), "original")
+        self.profile: Profile = self.setting.profile(self.model, "original")
         self.lessons = self.setting.lessons
 
     @contextmanager

@@ -26,11 +26,12 @@ Tensors = dict[str, Tensor]
 
 
 class AdaptedModel(nn.Module):
-    """A model with replaceable sites; gives its first output.
+    """A model with replaceable sites; gives one of its tensors.
 
     Args:
         model: The original.
         sites: Of it, none overlapping another.
+        output: Name of the tensor it gives; the first output unless given.
         whole: As the attribute.
         also: Names of tensors that `compute` gives besides; none inside a site.
 
@@ -40,14 +41,22 @@ class AdaptedModel(nn.Module):
         cuts: For each site, then for the end, the tensors that everything from there on depends on.
     """
 
-    def __init__(self, model: Model, sites: Sequence[Site], *, whole: bool = False, also: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        *,
+        output: str | None = None,
+        whole: bool = False,
+        also: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.whole = whole
         order = {name: i for i, node in enumerate(model.proto.graph.node) for name in node.output}
         self.sites = tuple(sorted(sites, key=lambda site: order[site.output]))
+        wanted = (output or model.outputs[0].name, *also)
         # inside a site the executor would go on computing what the model computed before
-        assert not any(name in site.nodes and name != site.output for name in also for site in sites)
-        wanted = (model.outputs[0].name, *also)
+        assert not any(name in site.nodes and name != site.output for name in wanted for site in sites)
         self.cuts = (*(cut(model, self.sites[k:], wanted) for k in range(len(self.sites))), wanted)
         self.source = model.inputs[0].name
         self.executor = TorchExecutor(model.proto)
@@ -58,11 +67,11 @@ class AdaptedModel(nn.Module):
         return given if self.whole else self._advance(given, 0)
 
     def forward(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        """From the tensors at the first cut to the model's first output, with `operators` at the sites."""
+        """From the tensors at the first cut to the tensor it gives, with `operators` at the sites."""
         return self.compute(tensors, operators)[0]
 
     def compute(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
-        """Likewise, to the first output and then the tensors named by `also`."""
+        """Likewise, to that tensor and then those named by `also`."""
         if self.whole:
             tensors = self._advance(tensors, 0)
         for k, operator in enumerate(operators):

@@ -19,6 +19,7 @@ from torch import Tensor
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
 from gos_adapt.finetune.capture import Activations, sample_limit
 from gos_adapt.finetune.fit import DEFAULT, THOROUGH, FitSettings, fit
+from gos_adapt.finetune.learnt_output import learnt_output
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.search.candidate import Judgement
 from gos_adapt.task import Score
@@ -61,7 +62,7 @@ class Lessons:
     Attributes:
         task: Loss, temperature, batch.
         samples: Of the training split.
-        teacher: ``(n, ...)``, first output of the original model.
+        teacher: ``(n, ...)``, of the original model what `learnt_output` names.
     """
 
     task: Task
@@ -72,7 +73,7 @@ class Lessons:
 def prepare_lessons(original: Model, task: Task, n: int) -> Lessons:
     """Compute the original model's outputs for the first `n` training samples."""
     samples = task.training.part(slice(0, n))
-    model = AdaptedModel(original, ())
+    model = AdaptedModel(original, (), output=learnt_output(original, task))
     with torch.no_grad():
         batches = [model(model.at_first_cut(torch.from_numpy(x)), ()) for x, _ in samples.batches(BATCH)]
     return Lessons(task, samples, torch.cat(batches))
@@ -112,7 +113,7 @@ class AccuracyJudge:
         enough: float = 0.0,
         time_left: Callable[[], float] = lambda: float("inf"),
     ) -> None:
-        self._adapted = AdaptedModel(model, sites)
+        self._adapted = AdaptedModel(model, sites, output=learnt_output(model, lessons.task))
         names = [site.name for site in sites]
         self._order = [names.index(site.name) for site in self._adapted.sites]
         self._lessons = lessons

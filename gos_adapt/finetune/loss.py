@@ -9,6 +9,7 @@ import torch
 
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, CutSamples
 from gos_adapt.finetune.distil import fit_in_order
+from gos_adapt.finetune.learnt_output import learnt_output
 from gos_adapt.finetune.precision import mixed_precision
 from gos_adapt.search.candidate import Judgement
 
@@ -36,7 +37,7 @@ class LossJudge:
     """
 
     def __init__(self, model: Model, site: Site, lessons: Lessons, fitting: FitSettings) -> None:
-        self._adapted = AdaptedModel(model, [site])
+        self._adapted = AdaptedModel(model, [site], output=learnt_output(model, lessons.task))
         self._lessons, self._fitting = lessons, fitting
         n = min(SAMPLES, lessons.samples.n)
         samples = lessons.samples.part(slice(0, n))

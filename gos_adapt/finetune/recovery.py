@@ -38,6 +38,7 @@ from torch import Tensor
 from gos_adapt.finetune.adapted import BATCH, AdaptedModel, Tensors
 from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.freed_memory import keep_freed_memory
+from gos_adapt.finetune.learnt_output import learnt_output
 from gos_adapt.finetune.optimizer import Optimizer
 from gos_adapt.finetune.precision import mixed_precision
 from gos_adapt.model.model import Replacement
@@ -170,7 +171,7 @@ class _Student:
         sites = [site for site in find_sites(model) if site.name in given]
         self._order = [replacement.site for replacement in replacements]
         self._compared = compared
-        self._model = AdaptedModel(model, sites, whole=True, also=compared[1:])
+        self._model = AdaptedModel(model, sites, output=compared[0], whole=True, also=compared[1:])
         self._model.requires_grad_(False)
         self._given = [given[site.name] for site in self._model.sites]
         self._operators = [TorchOperator(r.operator, r.weights) for r in self._given]
@@ -240,8 +241,8 @@ class Teacher:
 
     def __init__(self, model: Model, task: Task, seed: int) -> None:
         self._model, self._task, self._seed = model, task, seed
-        self._source, self._output = model.inputs[0].name, model.outputs[0].name
-        self.compared = (self._output, *stage_ends(model))
+        self._source, self._output = model.inputs[0].name, learnt_output(model, task)
+        self.compared = (self._output, *stage_ends(model, self._output))
         self._executor = TorchExecutor(model.proto)
         self._answers: dict[int, Tensors] = {}
         self._size = min(task.batch, task.training.n)
@@ -277,11 +278,13 @@ class Teacher:
         Such mixtures were in no training of either, though the original may have seen the samples. Where labels count,
         the original itself has a loss, too.
         """
-        executor, names = TorchExecutor(model.proto), (self._output,)
-        losses = [
-            len(lesson.inputs) * float(self.distance(self._compute(executor, lesson.inputs, names), lesson))
-            for lesson in self._exam
-        ]
+        executor, name = TorchExecutor(model.proto), learnt_output(model, self._task)
+
+        def loss_of(lesson: Lesson) -> float:
+            computed = self._compute(executor, lesson.inputs, (name,))
+            return float(self.distance({self._output: computed[name]}, lesson))
+
+        losses = [len(lesson.inputs) * loss_of(lesson) for lesson in self._exam]
         loss = sum(losses) / self._task.selection.n
         return loss if math.isfinite(loss) else math.inf
 

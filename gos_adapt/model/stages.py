@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from gos_adapt.model.model import Model
 
 
-def stage_ends(model: Model) -> tuple[str, ...]:
-    """Name the ends of the stages in model order, the first output not among them; only tensors that a site writes.
+def stage_ends(model: Model, output: str) -> tuple[str, ...]:
+    """Name the ends of the stages before a tensor, in model order, itself not among them; only what a site writes.
 
     None lies inside a site, so whatever is replaced, they are still computed: inside a branch everything is bypassed,
     and inside an attention no other site writes anything.
     """
     shapes = {site.output: site.output_shape for site in find_sites(model)}
-    passed = [name for name in _unavoidable(model) if name in shapes]
+    passed = [name for name in _unavoidable(model, output) if name in shapes]
     last = {_size(shapes[name]): name for name in passed}
-    return tuple(name for name in passed if last[_size(shapes[name])] == name != model.outputs[0].name)
+    return tuple(name for name in passed if last[_size(shapes[name])] == name != output)
 
 
-def _unavoidable(model: Model) -> list[str]:
-    """Name the tensors that every path from the first input to the first output passes, in model order."""
-    source, output = model.inputs[0].name, model.outputs[0].name
+def _unavoidable(model: Model, output: str) -> list[str]:
+    """Name the tensors that every path from the first input to `output` passes, in model order."""
+    source = model.inputs[0].name
     flow = nx.DiGraph()
     flow.add_node(source)
     flow.add_edges_from(

@@ -151,26 +151,19 @@ class Setting:
         self.workbench, self.folder, self.progress = workbench, folder, progress
         self.time_left, self.keep = time_left, keep
 
-    def profile(self, model: Model, sites: Sequence[Site], when: str) -> Profile:
+    def profile(self, model: Model, when: str) -> Profile:
         """Profile a model, or read from the journal what was found before."""
-        key = f"profile:{when}:{graph_key(model)}"
+        (profile,) = self.profiles(when, model)
+        return profile
+
+    def profiles(self, when: str, *models: Model) -> tuple[Profile, ...]:
+        """Likewise several, in turns: a profile of an hour ago is no measure for one of now on a shared machine."""
+        key = f"profile:{when}:{':'.join(map(graph_key, models))}"
         if key not in self.folder.journal:
             with self.progress.stage(f"profile, {when}"):
-                self.folder.journal.put(key, self.workbench.profile(model, sites).to_json())
-        return Profile.from_json(self.folder.journal.get(key))
-
-    def profile_beside(self, adapted: Model) -> tuple[Profile, Profile]:
-        """Profile the original again and what became of it, in turns; or read from the journal what was found before.
-
-        A profile of an hour ago is no measure for one of now: the speed of a shared machine changes.
-        """
-        key = f"profile:beside:{graph_key(adapted)}"
-        if key not in self.folder.journal:
-            with self.progress.stage("profile, original and adapted"):
-                models = [(model, find_sites(model)) for model in (self.model, adapted)]
-                self.folder.journal.put(key, [profile.to_json() for profile in self.workbench.profiles(models)])
-        original, after = map(Profile.from_json, self.folder.journal.get(key))
-        return original, after
+                found = self.workbench.profiles([(model, find_sites(model)) for model in models])
+                self.folder.journal.put(key, [profile.to_json() for profile in found])
+        return tuple(map(Profile.from_json, self.folder.journal.get(key)))
 
     @cached_property
     def lessons(self) -> Lessons:

@@ -16,6 +16,10 @@ from gos_adapt.model.sites import find_sites
 from gos_adapt.model.stages import stage_ends
 
 
+def ends(model):
+    return stage_ends(model, model.outputs[0].name)
+
+
 def with_output(model, *shape):
     return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
 
@@ -28,7 +32,7 @@ def linear_layers(*widths):
 
 
 def test_a_stage_ends_where_the_size_changes():
-    assert stage_ends(residual_model()) == ("o2", "f")  # behind the blocks, of 8x8; behind the pooling
+    assert ends(residual_model()) == ("o2", "f")  # behind the blocks, of 8x8; behind the pooling
 
 
 def test_the_stages_of_a_trained_network():
@@ -37,16 +41,16 @@ def test_the_stages_of_a_trained_network():
         pytest.skip(f"needs {path.name} of the shared data")
     model = load_model(path)
     shapes = {site.output: site.output_shape for site in find_sites(model)}
-    assert [shapes[name] for name in stage_ends(model)] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)]
+    assert [shapes[name] for name in ends(model)] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)]
 
 
 def test_vectors_of_one_length_are_a_stage():
-    assert stage_ends(linear_layers(6, 8, 8, 4, 3)) == ("h1", "h2")
+    assert ends(linear_layers(6, 8, 8, 4, 3)) == ("h1", "h2")
 
 
 def test_the_output_is_no_end():
-    assert stage_ends(linear_layers(6, 3)) == ()
-    assert stage_ends(linear_layers(6, 3, 8, 3)) == ("h1",)  # the first of three numbers is not their last
+    assert ends(linear_layers(6, 3)) == ()
+    assert ends(linear_layers(6, 3, 8, 3)) == ("h1",)  # the first of three numbers is not their last
 
 
 def test_what_is_bypassed_is_no_end():
@@ -63,13 +67,13 @@ def test_what_is_bypassed_is_no_end():
     ]
     kernels = {"w0": (4, 3, 3, 3), "w1": (4, 4, 3, 3), "w2": (4, 4, 2, 2), "w3": (4, 8, 3, 3), "w4": (2, 4, 3, 3)}
     weights = [(name, normal(*shape, seed=k)) for k, (name, shape) in enumerate(kernels.items())]
-    assert stage_ends(with_output(small_model(nodes, ("N", 3, 8, 8), ["y"], weights), 2, 4, 4)) == ("c",)
+    assert ends(with_output(small_model(nodes, ("N", 3, 8, 8), ["y"], weights), 2, 4, 4)) == ("c",)
 
 
 def test_a_model_that_does_not_read_its_input_has_no_stages():
     nodes = [("Identity", "k", "y", {})]
     model = with_output(small_model(nodes, ("N", 3), ["y"], [("k", np.zeros((1, 3), np.float32))]), 3)
-    assert stage_ends(model) == ()
+    assert ends(model) == ()
 
 
 class Attending(nn.Module):
@@ -92,5 +96,5 @@ def test_what_a_replacement_would_leave_out_is_no_end(kind):
     model = {"branch": residual_model(), "attention": attending}[kind]
     sites = [site for site in find_sites(model) if site.kind == kind]
     assert sites
-    assert not any(name in site.nodes and name != site.output for name in stage_ends(model) for site in sites)
-    assert sites[-1].output in stage_ends(model)
+    assert not any(name in site.nodes and name != site.output for name in ends(model) for site in sites)
+    assert sites[-1].output in ends(model)
