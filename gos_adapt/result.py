@@ -356,14 +356,19 @@ class Result:
         return tuple(site for site in self.sites if site.replacement is not None)
 
     @property
-    def reached(self) -> bool | None:
-        """Whether what is delivered has the latency asked for, by medians; None when none was asked or measured."""
+    def excess(self) -> float | None:
+        """Share by which what is delivered exceeds the latency asked for, by medians; None without one of the two."""
         ratio, adapted = self.latency.speed_up("original"), self.latency.adapted
         if self.options.speed_up is not None:
-            return ratio.median >= self.options.speed_up if ratio else None
+            return self.options.speed_up / ratio.median - 1 if ratio else None
         if self.options.target_latency_s is not None:
-            return adapted.median_s <= self.options.target_latency_s if adapted.ok else None
+            return adapted.median_s / self.options.target_latency_s - 1 if adapted.ok else None
         return None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether what is delivered has the latency asked for; None when none was asked for or measured."""
+        return None if self.excess is None else self.excess <= 0
 
     @property
     def amdahl_bound(self) -> float | None:

@@ -67,12 +67,14 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
 
 def _with_goal(result: Result, clauses: list[str]) -> list[str]:
     """Say whether what was asked for is reached: first if not, last if so."""
-    if result.reached is None:
+    if result.excess is None:
         return clauses
     options = result.options
     goal = f"{options.speed_up:g}x" if options.speed_up is not None else latency_text(options.target_latency_s or 0.0)
     if result.reached:
         return [*clauses, f"the {goal} asked for is reached"]
+    if result.excess < EQUAL:
+        return [f"the {goal} asked for is missed by {100 * result.excess:.1f} %, within noise", *clauses]
     return [f"the {goal} asked for is not reached", *clauses]
 
 

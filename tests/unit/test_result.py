@@ -146,6 +146,7 @@ def test_the_verdict_calls_a_difference_within_noise_equal() -> None:
     [
         ({"speed_up": 1.4}, True, "; the 1.4x asked for is reached."),
         ({"speed_up": 1.5}, False, "The 1.5x asked for is not reached; 1.40x faster than the compiled original"),
+        ({"speed_up": 1.42}, False, "The 1.42x asked for is missed by 1.4 %, within noise; 1.40x faster than"),
         ({"target_latency_s": 0.0003}, True, "; the 0.300 ms asked for is reached."),
         ({"target_latency_s": 0.00025}, False, "The 0.250 ms asked for is not reached; 1.40x faster than"),
         ({}, None, "1.40x faster than the compiled original"),
