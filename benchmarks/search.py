@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from gos_adapt.finetune.distil import Lessons
     from gos_adapt.model.model import Model, Site
     from gos_adapt.operators.graph import OperatorGraph
-    from gos_adapt.profiling.profile import Profile
     from gos_adapt.search.candidate import Outcome, Weights
     from gos_adapt.search.cascade import Context, Levels, Settings
     from gos_adapt.search.nsga import Breeder
@@ -358,7 +357,7 @@ class Bench:
             lambda: math.inf,
             lambda *_: None,
         )
-        self.profile: Profile = self.setting.profile(self.model, "original")
+        (self.profile,) = self.setting.profiles("original", self.model)
         self.lessons = self.setting.lessons
 
     @contextmanager

@@ -138,6 +138,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             with progress.stage("accuracy on the test split"):
                 accuracy = _accuracy(model, adapted.model, int8, task, device)
         with stages.time("measure"):
+            # an hour ago the machine may have been another: what is compared is profiled in turns
             before, after = strategy.profiles("original and adapted", model, adapted.model)
             latencies = _latencies(model, built, int8, workbench, progress)
         result = Result(
@@ -265,7 +266,7 @@ def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Devi
 def _delivery_s(strategy: Strategy, model: Model, task: Task | None, device: Device) -> float:
     """Guess what delivery will take, from what the same work takes now: profiling, and scoring on a small split."""
     start = time.monotonic()
-    strategy.profile(model, "original")
+    strategy.profiles("original", model)
     profiled_s = time.monotonic() - start - strategy.workbench.tuning_s  # what is delivered is tuned by then
     if task is None:
         return PROFILED_MODELS * profiled_s + FIXED_S

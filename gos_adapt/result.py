@@ -357,7 +357,7 @@ class Result:
 
     @property
     def excess(self) -> float | None:
-        """Share by which what is delivered exceeds the latency asked for, by medians; None without one of the two."""
+        """Share by which what is delivered exceeds the latency asked for, by medians; None as in `reached`."""
         ratio, adapted = self.latency.speed_up("original"), self.latency.adapted
         if self.options.speed_up is not None:
             return self.options.speed_up / ratio.median - 1 if ratio else None

@@ -74,7 +74,7 @@ def _with_goal(result: Result, clauses: list[str]) -> list[str]:
     if result.reached:
         return [*clauses, f"the {goal} asked for is reached"]
     if result.excess < EQUAL:
-        return [f"the {goal} asked for is missed by {100 * result.excess:.1f} %, within noise", *clauses]
+        return [f"the {goal} asked for is missed by {100 * result.excess:.2g} %, within noise", *clauses]
     return [f"the {goal} asked for is not reached", *clauses]
 
 

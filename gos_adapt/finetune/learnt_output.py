@@ -13,7 +13,7 @@ def learnt_output(model: Model, task: Task) -> str:
     """Name the first output; of a classifier that ends in a softmax over the classes, what that reads.
 
     Cross-entropy and distillation at a temperature are about logits: probabilities taken for logits differ by one at
-    most, so that nothing could be learnt well. A metric of classes has the same value for both.
+    most, so that nothing could be learnt well. Classes rank by both alike.
     """
     output = model.outputs[0]
     last = next((node for node in model.proto.graph.node if output.name in node.output), None)

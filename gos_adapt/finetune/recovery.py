@@ -228,7 +228,7 @@ class Lesson(NamedTuple):
 class Teacher:
     """The original model and the labels: what is learnt in every step, and how far another model is from both.
 
-    Several trainings may share one: what it answered for one, it need not answer again.
+    Several trainings may share one: what it answered for one, it need not answer again where answers are kept.
 
     Args:
         model: The original.

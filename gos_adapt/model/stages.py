@@ -18,24 +18,32 @@ if TYPE_CHECKING:
 
 
 def stage_ends(model: Model, output: str) -> tuple[str, ...]:
-    """Name the ends of the stages before a tensor, in model order, itself not among them; only what a site writes.
+    """Name the ends of the stages before a tensor, in model order; none is of the size of that tensor itself.
 
-    None lies inside a site, so whatever is replaced, they are still computed: inside a branch everything is bypassed,
-    and inside an attention no other site writes anything.
+    Nor does any lie inside a site: whatever is replaced, they are still computed.
     """
-    shapes = {site.output: site.output_shape for site in find_sites(model)}
-    passed = [name for name in _unavoidable(model, output) if name in shapes]
+    graph = model.proto.graph
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
+        for value in (*graph.value_info, *graph.output)
+    }
+    inside = {name for site in find_sites(model) for name in site.nodes if name != site.output}
+    passed = [name for name in _unavoidable(model, output) if name in shapes and name not in inside]
     last = {_size(shapes[name]): name for name in passed}
     return tuple(name for name in passed if last[_size(shapes[name])] == name != output)
 
 
 def _unavoidable(model: Model, output: str) -> list[str]:
-    """Name the tensors that every path from the first input to `output` passes, in model order."""
+    """Name the tensors that every path from the first input to `output` passes, itself the last of them."""
     source = model.inputs[0].name
     flow = nx.DiGraph()
     flow.add_node(source)
     flow.add_edges_from(
-        (read, written) for node in model.proto.graph.node for read in node.input for written in node.output
+        (read, written)
+        for node in model.proto.graph.node
+        for read in node.input
+        for written in node.output
+        if read and written  # an optional one that is absent has no name
     )
     dominators = nx.immediate_dominators(flow, source)
     if output not in dominators:  # it does not depend on the input
@@ -48,5 +56,5 @@ def _unavoidable(model: Model, output: str) -> list[str]:
 
 def _size(shape: Shape) -> tuple[int | None, ...]:
     """A map's positions, whatever its channels; a vector's channels, also where it is a map of one position."""
-    channels, *positions = shape
-    return (None, *positions) if any(size > 1 for size in positions) else (channels,)
+    positions = shape[1:]
+    return (None, *positions) if any(size != 1 for size in positions) else shape[:1]

@@ -62,7 +62,7 @@ class Iterative(Setting):
     def run(self) -> Adapted:
         """Adapt; return what was done."""
         original_sites = find_sites(self.model)
-        profile = self.profile(self.model, "original")
+        (profile,) = self.profiles("original", self.model)
         goal_s = self.request.goal_s(profile.whole.median_s)
         replacements: tuple[Replacement, ...] = ()
         steps: list[Step] = []
@@ -87,7 +87,7 @@ class Iterative(Setting):
             current = splice(self.model, replacements)
             self.keep(current, replacements)
             self._announce(replacements, step)
-            profile = self.profile(current, f"after step {len(steps)}")
+            (profile,) = self.profiles(f"after step {len(steps)}", current)
         if self.request.train_all and self.task is not None and replacements:
             recovered = self.recover(replacements, "all", train_all=True, steps=self.passes(PASSES))
             current, replacements = recovered.model, recovered.replacements

@@ -95,7 +95,7 @@ class Joint(Setting):
     def run(self) -> Adapted:
         """Adapt; return what was done."""
         sites = find_sites(self.model)
-        profile = self.profile(self.model, "original")
+        (profile,) = self.profiles("original", self.model)
         steps = self._search_all(profile)
         table = Table(self, steps, profile)
         goal_s = self.request.goal_s(profile.whole.median_s)

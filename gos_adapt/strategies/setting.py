@@ -151,13 +151,8 @@ class Setting:
         self.workbench, self.folder, self.progress = workbench, folder, progress
         self.time_left, self.keep = time_left, keep
 
-    def profile(self, model: Model, when: str) -> Profile:
-        """Profile a model, or read from the journal what was found before."""
-        (profile,) = self.profiles(when, model)
-        return profile
-
     def profiles(self, when: str, *models: Model) -> tuple[Profile, ...]:
-        """Likewise several, in turns: a profile of an hour ago is no measure for one of now on a shared machine."""
+        """Profile models, several of them in turns, or read from the journal what was found before."""
         key = f"profile:{when}:{':'.join(map(graph_key, models))}"
         if key not in self.folder.journal:
             with self.progress.stage(f"profile, {when}"):

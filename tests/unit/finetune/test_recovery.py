@@ -10,6 +10,7 @@ from example_models import in_onnx_runtime, normal, small_model
 from example_search import outputs_of, residual_model, sites_named, task_for, task_with
 from onnx import numpy_helper
 
+from gos_adapt.finetune import recovery
 from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.recovery import STEPS, Recovery, Teacher, mixed_in_pairs, recover, with_retrained_layers
 from gos_adapt.model.model import Replacement, TensorSpec
@@ -206,6 +207,17 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(model, task):
         for name, answer in lesson.answers.items():
             np.testing.assert_array_equal(answer, same.answers[name])
     assert not np.array_equal(first[0].inputs, first[1].inputs)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_samples_come_again_only_where_the_answers_can_be_kept(model, task, monkeypatch, fits):
+    if not fits:
+        monkeypatch.setattr(recovery, "MAX_BYTES", 0)
+    first, second = Teacher(model, task, 0), Teacher(model, task, 0)
+    later = recovery.VARIANTS * (task.training.n // task.batch)
+    assert np.array_equal(first[0].inputs, first[later].inputs) == fits
+    for name, answer in first[later].answers.items():
+        np.testing.assert_allclose(answer, second[later].answers[name], rtol=1e-4, atol=1e-5)
 
 
 def test_pairs_are_mixed_in_their_own_proportions():

@@ -50,7 +50,7 @@ def test_vectors_of_one_length_are_a_stage():
 
 def test_the_output_is_no_end():
     assert ends(linear_layers(6, 3)) == ()
-    assert ends(linear_layers(6, 3, 8, 3)) == ("h1",)  # the first of three numbers is not their last
+    assert ends(linear_layers(6, 3, 8, 3)) == ("h1",)  # the first three numbers are not the last
 
 
 def test_what_is_bypassed_is_no_end():
@@ -77,7 +77,7 @@ def test_a_model_that_does_not_read_its_input_has_no_stages():
 
 
 class Attending(nn.Module):
-    """Attention that nothing bypasses, between two layers."""
+    """Attention that nothing bypasses, between two layers; the second reads all tokens as one matrix."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,7 @@ class Attending(nn.Module):
         n, t, _ = x.shape
         q, k, v = self.qkv(self.embed(x)).reshape(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4)
         seen = (q @ k.transpose(-2, -1) / 2).softmax(dim=-1) @ v
-        return self.out(seen.transpose(1, 2).reshape(n, t, 8)).mean(dim=1)
+        return self.out(seen.transpose(1, 2).reshape(-1, 8)).reshape(n, t, 8).mean(dim=1)
 
 
 @pytest.mark.parametrize("kind", ["branch", "attention"])
@@ -98,3 +98,25 @@ def test_what_a_replacement_would_leave_out_is_no_end(kind):
     assert sites
     assert not any(name in site.nodes and name != site.output for name in ends(model) for site in sites)
     assert sites[-1].output in ends(model)
+
+
+def test_features_are_an_end_whatever_computes_them():
+    """Here a mean over all tokens, behind attention with a shortcut around it."""
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attending, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head((x + self.attending(x, x, x, need_weights=False)[0]).mean(dim=1))
+
+    model = load_module(Classifier().eval(), (torch.from_numpy(normal(2, 5, 8)),))
+    head = next(node for node in model.proto.graph.node if node.output[0] == model.outputs[0].name)
+    assert head.input[0] in ends(model)
+
+
+def test_an_output_in_another_order_is_no_end():
+    nodes = [("GlobalAveragePool", "x", "p", {}), ("Conv", "p w", "c", {}), ("Flatten", "c", "y", {})]
+    model = with_output(small_model(nodes, ("N", 4, 8, 8), ["y"], [("w", normal(3, 4, 1, 1))]), 3)
+    assert ends(model) == ("p",)
