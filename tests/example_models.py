@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def small_model(nodes, shape, outputs, constants=(), *, opset=17):
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     return Model("small", proto, proto, (TensorSpec("x", tuple(shape), "float32"),), ())
+
+
+def with_output(model, *shape):
+    """The model, its output ``y`` described: a shape without batch axis."""
+    return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
 
 
 def normal(*shape, seed=0):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
-from example_models import normal, small_model
+from example_models import normal, small_model, with_output
 
 from gos_adapt.cost.analytical import Roofline
 from gos_adapt.finetune.adapted import AdaptedModel
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import AccuracyJudge, Training, prepare_lessons, score
 from gos_adapt.finetune.fit import FitSettings, fit
-from gos_adapt.model.model import TensorSpec
 from gos_adapt.model.sites import find_sites
 from gos_adapt.operators.torch_form import TorchOperator
 from gos_adapt.quantities import Conditions, Measurement
@@ -51,8 +48,7 @@ def _model(channels, inputs, bias):
     kernels = [(name, 0.2 * fan_in * normal(c, c, 3, 3, seed=i)) for i, name in enumerate(names)]
     biases = [(f"b{name}", 0.1 * normal(c, seed=20 + i)) for i, name in enumerate(("0", "1a", "1b", "2a", "2b"))]
     ends = [("w0", 0.4 * normal(c, 3, 3, 3, seed=9)), ("w3", normal(c, 3, seed=10)), ("b3", bias)]
-    model = small_model(nodes, ("N", *inputs.shape[1:]), ["y"], [*kernels, *biases, *ends])
-    return replace(model, outputs=(TensorSpec("y", ("N", 3), "float32"),))
+    return with_output(small_model(nodes, ("N", *inputs.shape[1:]), ["y"], [*kernels, *biases, *ends]), 3)
 
 
 def sites_named(model, *names):

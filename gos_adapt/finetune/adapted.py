@@ -26,14 +26,13 @@ Tensors = dict[str, Tensor]
 
 
 class AdaptedModel(nn.Module):
-    """A model with replaceable sites; gives one of its tensors.
+    """A model with replaceable sites; gives some of its tensors.
 
     Args:
         model: The original.
         sites: Of it, none overlapping another.
-        output: Name of the tensor it gives; the first output unless given.
+        wanted: Names of the tensors it gives, none inside a site; the first output unless given.
         whole: As the attribute.
-        also: Names of tensors that `compute` gives besides; none inside a site.
 
     Attributes:
         sites: In model order.
@@ -41,20 +40,12 @@ class AdaptedModel(nn.Module):
         cuts: For each site, then for the end, the tensors that everything from there on depends on.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        sites: Sequence[Site],
-        *,
-        output: str | None = None,
-        whole: bool = False,
-        also: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], wanted: Sequence[str] = (), *, whole: bool = False) -> None:
         super().__init__()
         self.whole = whole
         order = {name: i for i, node in enumerate(model.proto.graph.node) for name in node.output}
         self.sites = tuple(sorted(sites, key=lambda site: order[site.output]))
-        wanted = (output or model.outputs[0].name, *also)
+        wanted = tuple(wanted) or (model.outputs[0].name,)
         # inside a site the executor would go on computing what the model computed before
         assert not any(name in site.nodes and name != site.output for name in wanted for site in sites)
         self.cuts = (*(cut(model, self.sites[k:], wanted) for k in range(len(self.sites))), wanted)
@@ -67,11 +58,11 @@ class AdaptedModel(nn.Module):
         return given if self.whole else self._advance(given, 0)
 
     def forward(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        """From the tensors at the first cut to the tensor it gives, with `operators` at the sites."""
+        """From the tensors at the first cut to the first of the wanted, with `operators` at the sites."""
         return self.compute(tensors, operators)[0]
 
     def compute(self, tensors: Tensors, operators: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
-        """Likewise, to that tensor and then those named by `also`."""
+        """Likewise, to all that are wanted."""
         if self.whole:
             tensors = self._advance(tensors, 0)
         for k, operator in enumerate(operators):

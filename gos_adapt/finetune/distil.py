@@ -73,7 +73,7 @@ class Lessons:
 def prepare_lessons(original: Model, task: Task, n: int) -> Lessons:
     """Compute the original model's outputs for the first `n` training samples."""
     samples = task.training.part(slice(0, n))
-    model = AdaptedModel(original, (), output=learnt_output(original, task))
+    model = AdaptedModel(original, (), [learnt_output(original, task)])
     with torch.no_grad():
         batches = [model(model.at_first_cut(torch.from_numpy(x)), ()) for x, _ in samples.batches(BATCH)]
     return Lessons(task, samples, torch.cat(batches))
@@ -113,7 +113,7 @@ class AccuracyJudge:
         enough: float = 0.0,
         time_left: Callable[[], float] = lambda: float("inf"),
     ) -> None:
-        self._adapted = AdaptedModel(model, sites, output=learnt_output(model, lessons.task))
+        self._adapted = AdaptedModel(model, sites, [learnt_output(model, lessons.task)])
         names = [site.name for site in sites]
         self._order = [names.index(site.name) for site in self._adapted.sites]
         self._lessons = lessons

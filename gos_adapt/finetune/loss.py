@@ -37,7 +37,7 @@ class LossJudge:
     """
 
     def __init__(self, model: Model, site: Site, lessons: Lessons, fitting: FitSettings) -> None:
-        self._adapted = AdaptedModel(model, [site], output=learnt_output(model, lessons.task))
+        self._adapted = AdaptedModel(model, [site], [learnt_output(model, lessons.task)])
         self._lessons, self._fitting = lessons, fitting
         n = min(SAMPLES, lessons.samples.n)
         samples = lessons.samples.part(slice(0, n))

@@ -171,7 +171,7 @@ class _Student:
         sites = [site for site in find_sites(model) if site.name in given]
         self._order = [replacement.site for replacement in replacements]
         self._compared = compared
-        self._model = AdaptedModel(model, sites, output=compared[0], whole=True, also=compared[1:])
+        self._model = AdaptedModel(model, sites, compared, whole=True)
         self._model.requires_grad_(False)
         self._given = [given[site.name] for site in self._model.sites]
         self._operators = [TorchOperator(r.operator, r.weights) for r in self._given]

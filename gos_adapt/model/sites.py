@@ -69,6 +69,15 @@ def find_sites(model: Model) -> tuple[Site, ...]:
     return tuple(sorted(sites, key=lambda site: position[site.output]))
 
 
+def feature_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    """Shapes without batch axis of the float tensors that a graph computes or reads, where they are static."""
+    return {
+        value.name: shape
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if (shape := _feature_shape(value)) is not None
+    }
+
+
 def _attentions(graph: _Graph) -> Iterator[Site]:
     for node in graph.nodes:
         found = graph.attention(node)
@@ -112,11 +121,7 @@ class _Graph:
     def tensors(self) -> Tensors:
         return Tensors(
             {initializer.name: numpy_helper.to_array(initializer) for initializer in self.proto.initializer},
-            {
-                value.name: shape
-                for value in (*self.proto.input, *self.proto.value_info, *self.proto.output)
-                if (shape := _feature_shape(value)) is not None
-            },
+            feature_shapes(self.proto),
         )
 
     @cached_property

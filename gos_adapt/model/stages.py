@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
-from gos_adapt.model.sites import find_sites
+from gos_adapt.model.sites import feature_shapes, find_sites
 
 if TYPE_CHECKING:
     from gos_adapt.instructions.base import Shape
@@ -22,19 +22,15 @@ def stage_ends(model: Model, output: str) -> tuple[str, ...]:
 
     Nor does any lie inside a site: whatever is replaced, they are still computed.
     """
-    graph = model.proto.graph
-    shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
-        for value in (*graph.value_info, *graph.output)
-    }
+    shapes = feature_shapes(model.proto.graph)
     inside = {name for site in find_sites(model) for name in site.nodes if name != site.output}
     passed = [name for name in _unavoidable(model, output) if name in shapes and name not in inside]
-    last = {_size(shapes[name]): name for name in passed}
-    return tuple(name for name in passed if last[_size(shapes[name])] == name != output)
+    last = {_size(shapes[name]): name for name in passed}.values()
+    return tuple(name for name in passed if name in last and name != output)
 
 
 def _unavoidable(model: Model, output: str) -> list[str]:
-    """Name the tensors that every path from the first input to `output` passes, itself the last of them."""
+    """Name the tensors that every path from the first input to `output` passes: behind the input, itself the last."""
     source = model.inputs[0].name
     flow = nx.DiGraph()
     flow.add_node(source)
@@ -49,8 +45,8 @@ def _unavoidable(model: Model, output: str) -> list[str]:
     if output not in dominators:  # it does not depend on the input
         return []
     found = [output]
-    while found[-1] != source:
-        found.append(dominators[found[-1]])
+    while (before := dominators[found[-1]]) != source:
+        found.append(before)
     return found[::-1]
 
 

@@ -62,7 +62,7 @@ def test_with_the_sites_own_operators_the_model_is_unchanged(model, names, whole
 @pytest.mark.parametrize("also", ["r0", "o1", "d2", "f", "y"])  # before the sites, between, at one, behind, the output
 def test_further_tensors_are_those_of_the_changed_model(model, also):
     sites, replacements = replaced(model, "r1", "d2")
-    adapted = AdaptedModel(model, sites, whole=True, also=(also,))
+    adapted = AdaptedModel(model, sites, ("y", also), whole=True)
     inputs = torch.from_numpy(INPUTS[:4])
     operators = [TorchOperator(replacement.operator, replacement.weights) for replacement in replacements]
     with torch.no_grad():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from example_models import normal, small_model
+from example_models import normal, small_model, with_output
 from example_search import residual_model, sites_named, task_for, task_with
 from onnx import helper
 
@@ -69,13 +69,8 @@ def test_candidates_cost_both_the_same(plain, softened):
 
 
 def model_with_softmax(axis, shape=(3,)):
-    model = small_model(
-        [("Mul", "x factor", "l", {}), ("Softmax", "l", "y", {"axis": axis})],
-        ("N", *shape),
-        ["y"],
-        [("factor", np.float32([2.0]))],
-    )
-    return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
+    nodes = [("Mul", "x factor", "l", {}), ("Softmax", "l", "y", {"axis": axis})]
+    return with_output(small_model(nodes, ("N", *shape), ["y"], [("factor", np.float32([2.0]))]), *shape)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from example_models import in_onnx_runtime, normal, small_model
+from example_models import in_onnx_runtime, normal, small_model, with_output
 from example_search import outputs_of, residual_model, sites_named, task_for, task_with
 from onnx import numpy_helper
 
 from gos_adapt.finetune import recovery
 from gos_adapt.finetune.distil import score
 from gos_adapt.finetune.recovery import STEPS, Recovery, Teacher, mixed_in_pairs, recover, with_retrained_layers
-from gos_adapt.model.model import Replacement, TensorSpec
+from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
 from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.seeds import seeds
@@ -103,8 +103,7 @@ def test_the_original_is_at_no_distance_from_its_teacher(model, task):
 def scaling(factor, shape=(3,)):
     """A model that multiplies by a factor."""
     nodes, weights = [("Mul", "x factor", "y", {})], [("factor", np.float32([factor]))]
-    model = small_model(nodes, ("N", *shape), ["y"], weights)
-    return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
+    return with_output(small_model(nodes, ("N", *shape), ["y"], weights), *shape)
 
 
 def partly_wrong(wrong):
@@ -151,8 +150,7 @@ def test_a_constant_answer_is_as_far_from_the_labels_as_their_weight():
 def test_labels_teach_what_the_original_does_not_know():
     """The largest of three inputs says the class; the original does not look at the last."""
     weights = [("w", np.diag(np.float32([1.0, 1.0, 0.0]))), ("b", np.zeros(3, np.float32))]
-    model = small_model([("Gemm", "x w b", "y", {})], ("N", 3), ["y"], weights)
-    model = replace(model, outputs=(TensorSpec("y", ("N", 3), "float32"),))
+    model = with_output(small_model([("Gemm", "x w b", "y", {})], ("N", 3), ["y"], weights), 3)
     inputs = normal(384, 3, seed=6)
     task = task_with(inputs, inputs.argmax(axis=1))
     teacher = Teacher(model, task, 3)

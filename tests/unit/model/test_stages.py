@@ -1,27 +1,21 @@
 """Where a model's stages end."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from example_models import DATA, normal, small_model
+from example_models import normal, small_model, trained_model, with_output
 from example_search import CONV, residual_model
 from torch import nn
 
-from gos_adapt.model.load import load_model, load_module
-from gos_adapt.model.model import TensorSpec
+from gos_adapt.model.load import load_module
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.stages import stage_ends
 
 
 def ends(model):
     return stage_ends(model, model.outputs[0].name)
-
-
-def with_output(model, *shape):
-    return replace(model, outputs=(TensorSpec("y", ("N", *shape), "float32"),))
 
 
 def linear_layers(*widths):
@@ -36,10 +30,7 @@ def test_a_stage_ends_where_the_size_changes():
 
 
 def test_the_stages_of_a_trained_network():
-    path = DATA / "cifar10_resnet/resnet20_cifar10.onnx"
-    if not path.is_file():
-        pytest.skip(f"needs {path.name} of the shared data")
-    model = load_model(path)
+    model = trained_model("cifar10_resnet/resnet20_cifar10")
     shapes = {site.output: site.output_shape for site in find_sites(model)}
     assert [shapes[name] for name in ends(model)] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)]
 
