@@ -70,6 +70,10 @@ LABELS, LABELLED = 10.0, 1024
 samples that tell. Labels that an original knows by heart do harm (docs/operator-search.md)."""
 
 
+TIMED = 3
+"""Steps, of which the fastest tells how long one takes: the first also prepares what all need."""
+
+
 @dataclass(frozen=True)
 class Recovery:
     """How to train.
@@ -161,6 +165,19 @@ def with_retrained_layers(model: Model, replacements: Sequence[Replacement]) -> 
         site for site in sites.values() if site.kind != "branch" and site.weights and covered.isdisjoint(site.nodes)
     ]
     return (*replacements, *(Replacement(site.name, site.operator, site.weights) for site in layers))
+
+
+def seconds_per_step(model: Model, teacher: Teacher) -> float:
+    """Time steps that train every layer of `model`; 0 where nothing can learn."""
+    keep_freed_memory()
+    student = _Student(model, with_retrained_layers(model, ()), teacher.compared)
+
+    def seconds(step: int) -> float:
+        begin = time.monotonic()
+        student.learn(teacher, step, 0.0)
+        return time.monotonic() - begin
+
+    return min(map(seconds, range(TIMED))) if student.parameters else 0.0
 
 
 class _Student:

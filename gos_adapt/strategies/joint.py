@@ -52,15 +52,15 @@ if TYPE_CHECKING:
 
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
-RELATIVES_SHARE, SEARCH_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.15
-"""Of the time left: at most for timing the relatives of all kinds of sites, for all searches, and for each trial where
-no latency is asked for."""
+RELATIVES_SHARE, SEARCH_SHARE, SETS_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.3, 0.15
+"""Of the time left: at most for timing the relatives of all kinds of sites, for all searches, for timing sets that
+reach the latency asked for, and, where none is, for the sets of each trial, and for its training."""
 SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
-HEAT_SHARE, HEAT_S = 0.08, 40.0
-"""Of the time left in a race, for the first heat, twice that for the next; and what one set must have of the first to
-show anything: fewer sets run otherwise. Early heats mislead: on ResNet-56 the divergence of 15 shortcuts was 5.83 after
-135 steps, that of 27 milder replacements 4.58, and after 500 more 2.96 and 3.44."""
+HEATS_SHARE, HEAT_STEPS = 0.24, 400
+"""Of the time of a race, for its heats, each twice as long as the one before; and the steps of training that a set must
+have in the first heat to show anything: fewer sets run otherwise. Early heats mislead: on ResNet-56 the divergence of
+15 shortcuts was 5.83 after 135 steps, that of 27 milder replacements 4.58, and after 500 more 2.96 and 3.44."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
 THOROUGH_S = 300.0
@@ -179,7 +179,7 @@ class Joint(Setting):
     def _reached(self, table: Table, goal_s: float) -> Choice:
         """What keeps most of those sets that reach a latency."""
         plan = self._planned("goal", self.time_left())
-        sets, notes = table.sets(goal_s, plan.runners)
+        sets, notes = table.sets(goal_s, plan.runners, SETS_SHARE * self.time_left())
         if not sets:
             return (), None, notes
         chosen, recovered = self._race(sets, "goal", plan, self.time_left(), PASSES)
@@ -201,10 +201,10 @@ class Joint(Setting):
         while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
             middle = (low + high) // 2
             name = f"trial-{ladder[middle]}"
-            if _race_key(name) not in self.folder.journal and self.time_left() < seconds:
+            if _race_key(name) not in self.folder.journal and self.time_left() < 2 * seconds:
                 break  # a trial cut short tells nothing, and what was found before has to be trained on
             plan = self._planned(name, seconds)
-            sets, missed = table.sets(whole_s / ladder[middle], plan.runners)
+            sets, missed = table.sets(whole_s / ladder[middle], plan.runners, seconds)
             if missed or not sets:
                 high = middle
                 continue
@@ -227,8 +227,9 @@ class Joint(Setting):
         """What a race of so long can afford; decided once, so that a run that was killed goes on with the same."""
         key = _race_key(name)
         if key not in self.folder.journal:
-            runners = int(min(MOST_SETS, max(1, HEAT_SHARE * seconds / HEAT_S)))
-            self.folder.journal.put(key, [runners, seconds >= THOROUGH_S])
+            enough_s = HEAT_STEPS * self.step_s
+            possible = [n for n in range(2, MOST_SETS + 1) if _heat_share(n, 0) * seconds >= n * enough_s]
+            self.folder.journal.put(key, [max(possible, default=1), seconds >= THOROUGH_S])
         return _Race(*self.folder.journal.get(key))
 
     def _race(
@@ -244,7 +245,7 @@ class Joint(Setting):
         runners = {number: self._fitted(rows, fitting) for number, rows in enumerate(sets)}
         heat = 0
         while len(runners) > 1:
-            share_s = HEAT_SHARE * 2**heat * time_left() / len(runners)
+            share_s = _heat_share(len(sets), heat) * seconds / len(runners)
             results = {
                 number: self._recovered(replacements, f"{name}-{number}-{heat}", share_s, passes / 8)
                 for number, replacements in runners.items()
@@ -286,6 +287,12 @@ class Joint(Setting):
 
 def _race_key(name: str) -> str:
     return f"race:{name}"
+
+
+def _heat_share(runners: int, heat: int) -> float:
+    """Of the time of a race of so many sets, what its heat `heat` has, from 0; each leaves the better half."""
+    heats = (runners - 1).bit_length()
+    return HEATS_SHARE * 2.0**heat / (2.0**heats - 1)
 
 
 def search_settings(settings: Settings, generations: int) -> Settings:

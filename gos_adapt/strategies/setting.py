@@ -18,7 +18,15 @@ from gos_adapt.cost.analytical import Roofline
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import Lessons, prepare_lessons, score
 from gos_adapt.finetune.fit import FitSettings, fit
-from gos_adapt.finetune.recovery import STEPS, Recovered, Recovery, Teacher, recover, with_retrained_layers
+from gos_adapt.finetune.recovery import (
+    STEPS,
+    Recovered,
+    Recovery,
+    Teacher,
+    recover,
+    seconds_per_step,
+    with_retrained_layers,
+)
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.torch_form import TorchOperator
@@ -303,6 +311,14 @@ class Setting:
         trained = self.with_weights(file, replacements)
         scored = Score(self.task.metric, value, n, self.task.selection.name)
         return Recovered(splice(self.model, trained), trained, loss, scored, taken)
+
+    @cached_property
+    def step_s(self) -> float:
+        """Seconds that one step of recovery takes when all layers are trained; timed once in a run."""
+        if "step" not in self.folder.journal:
+            self.folder.journal.put("step", seconds_per_step(self.model, self._teacher))
+        seconds: float = self.folder.journal.get("step")
+        return seconds
 
     def clock(self, finished: int | None, seconds: float) -> Callable[[], float]:
         """Seconds left of a stage: none if an earlier process finished it, so that it is repeated as it was."""

@@ -11,8 +11,9 @@ families they do not tell what training mends. On ResNet-56, 27 milder replaceme
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from gos_adapt.errors import Rejection
 from gos_adapt.finetune.fit import DEFAULT
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
@@ -20,12 +21,12 @@ from gos_adapt.model.splice import splice
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement
 from gos_adapt.search.search import is_faster
-from gos_adapt.strategies.programme import Option, largest_saving, measured_sets
+from gos_adapt.strategies.programme import MeasuredSet, Option, cheapest_set, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key
 from gos_adapt.strategies.tuned_latency import in_turn, timed_tuned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from gos_adapt.model.model import Array, Site
     from gos_adapt.profiling.profile import Profile
@@ -36,6 +37,8 @@ KEPT = 5
 """Operators of each front that enter the table, beside those of a family."""
 TUNE_SHARE, LOSS_SHARE = 0.05, 0.1
 """Of the time left: at most for tuned schedules, and for losses. Sets are timed on tuned schedules anyhow."""
+ALIKE = 0.5
+"""Of the replacements of a set: if more of them are in another set, too, less similar ones race before it."""
 REACH = 0.8
 """Of the saving asked for: rows that save less, added up, are not tried; sets save up to a tenth more than that."""
 
@@ -68,6 +71,7 @@ class Row:
 
 
 RowSet = tuple[Row, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,14 @@ class _Kept:
     step: Step
     family: str
     outcome: Outcome
+
+
+class _Source(NamedTuple):
+    """Rows that sets are chosen from, and which of them are likely to be chosen, before any set is timed."""
+
+    name: str
+    rows: RowSet
+    likely: set[Row]
 
 
 class Table:
@@ -98,32 +110,57 @@ class Table:
         """Latency that the rows save together at most, added up."""
         return largest_saving([row.option for row in self.rows], self._setting.request.max_sites)
 
-    def sets(self, goal_s: float, count: int) -> tuple[list[RowSet], tuple[str, ...]]:
-        """Up to `count` different sets that reach a latency, and what to say when there is none.
+    def sets(self, goal_s: float, count: int, seconds: float) -> tuple[list[RowSet], tuple[str, ...]]:
+        """Time sets of replacements; a run that goes on times no others than before it was killed.
 
-        If none reaches it, all rows together give the one that comes nearest.
+        Args:
+            goal_s: Latency to reach.
+            count: Different sets wanted that reach it.
+            seconds: After which no other set is timed.
+
+        Returns:
+            Up to `count` sets; or the one that comes nearest, and what to say then.
         """
-        sets: list[RowSet] = []
-        for name, rows in self._sources():
-            most_s = largest_saving([row.option for row in rows], self._setting.request.max_sites)
-            if len(sets) == count or most_s < REACH * (self._profile.whole.median_s - goal_s):
-                continue
-            reached, missed = self._reach(rows, goal_s, name)
-            if not missed and reached and reached not in sets:
-                sets.append(reached)
-        if sets:
-            return sets, ()
-        nearest, missed = self._reach(self.rows, goal_s, "all")
-        return [nearest] if nearest else [], missed
+        saving_s = self._profile.whole.median_s - goal_s
+        if saving_s <= 0:
+            return [], ("The latency that was asked for is that of the original, or more.",)
+        journal, key = self._setting.folder.journal, f"sets:{goal_s!r}:{count}"
+        time_left = self._setting.clock(journal.get(key), seconds)
+        reached: list[RowSet] = []
+        timed: list[tuple[MeasuredSet, RowSet]] = []
+        waiting = self._sources(saving_s)
+        while waiting and len(reached) < count:
+            source = waiting.pop(first_unlike([one.likely for one in waiting], reached))
+            sets = self._timed(source, saving_s, time_left)
+            enough = [(one, chosen) for one, chosen in sets if one.enough]
+            if enough:
+                _, cheapest = min(enough, key=lambda pair: pair[0].loss)
+                reached += [] if cheapest in reached else [cheapest]
+            timed += sets
+        if key not in journal:
+            journal.put(key, len(reached))
+        if reached:
+            return reached, ()
+        missed = f"No set of replacements that was timed reaches the latency asked for, {goal_s:.4g} s."
+        nearest = max(timed, key=lambda pair: pair[0].saved_s, default=None)
+        return [nearest[1]] if nearest else [], (missed,)
 
-    def _sources(self) -> Iterator[tuple[str, RowSet]]:
-        """What sets are chosen from: all families of seeds, each of them, all rows, what searches ranked alike."""
+    def _sources(self, saving_s: float) -> list[_Source]:
+        """All families of seeds, each of them, all rows, and what searches ranked alike.
+
+        All rows in any case, the others where they save nearly as much as is wanted, added up.
+        """
+        limit = self._setting.request.max_sites
         seeds = tuple(row for row in self.rows if row.outcome.candidate.family)
         bred = tuple(row for row in self.rows if not row.outcome.candidate.family)
-        yield "all families", seeds
-        yield from _by_family(seeds)
-        yield "all", self.rows
-        yield from _by_family(bred)
+        sources = []
+        for name, rows in [("all families", seeds), *_by_family(seeds), ("all", self.rows), *_by_family(bred)]:
+            options = [row.option for row in rows]
+            if rows is self.rows or largest_saving(options, limit) >= REACH * saving_s:
+                found = cheapest_set(options, saving_s, limit)
+                chosen = () if isinstance(found, Rejection) else found
+                sources.append(_Source(name, rows, {rows[i] for i in chosen}))
+        return sources
 
     def _kept(self, steps: Sequence[Step]) -> list[list[_Kept]]:
         """For each kind of site the operators of families and up to `KEPT` of the front, spread over it, if faster."""
@@ -175,41 +212,35 @@ class Table:
         judged = replace(outcome, judgement=Judgement(None, loss, ()))
         return Row(kept.step, kept.family, judged, site, candidate.weights[k], option)
 
-    def _reach(self, rows: RowSet, goal_s: float, name: str) -> tuple[RowSet, tuple[str, ...]]:
-        """The rows that reach a latency at the least loss, by measurement of the whole; and what to say of it."""
-        whole_s = self._profile.whole.median_s
-        saving_s = whole_s - goal_s
-        if saving_s <= 0:
-            return (), ("The latency that was asked for is that of the original, or more.",)
+    def _timed(
+        self, source: _Source, saving_s: float, time_left: Callable[[], float]
+    ) -> list[tuple[MeasuredSet, RowSet]]:
+        """Sets of different savings, timed as wholes until one hardly saves more than is wanted."""
+        whole_s, rows = self._profile.whole.median_s, source.rows
 
         def measure(chosen: tuple[int, ...]) -> float | None:
-            ratio = self._ratio(tuple(rows[i] for i in chosen))
+            ratio = self._ratio(tuple(rows[i] for i in chosen), time_left)
             return None if ratio is None else whole_s * (1 - ratio)
 
         options, limit = [row.option for row in rows], self._setting.request.max_sites
-        sets = []
-        for one in measured_sets(options, saving_s, limit, measure, self._overestimate):
+        sets, overestimate = [], self._overestimate
+        for one in measured_sets(options, saving_s, limit, measure, overestimate):
             self._setting.progress.note(
-                f"{name}: {len(one.chosen)} replacements: {whole_s / (whole_s - one.saved_s):.2f}x measured, "
+                f"{source.name}: {len(one.chosen)} replacements: {whole_s / (whole_s - one.saved_s):.2f}x measured, "
                 f"{whole_s / (whole_s - one.added_s):.2f}x added up"
             )
-            sets.append(one)
-        if sets:
-            self._overestimate = sets[-1].overestimate
-        enough = [one for one in sets if one.enough]
-        if enough:
-            return tuple(rows[i] for i in min(enough, key=lambda one: one.loss).chosen), ()
-        nearest = max(sets, key=lambda one: one.saved_s).chosen if sets else ()
-        missed = f"No set of replacements that was timed reaches the latency asked for, {goal_s:.4g} s."
-        return tuple(rows[i] for i in nearest), (missed,)
+            sets.append((one, tuple(rows[i] for i in one.chosen)))
+            overestimate = one.overestimate
+        self._overestimate = overestimate
+        return sets
 
-    def _ratio(self, chosen: RowSet) -> float | None:
+    def _ratio(self, chosen: RowSet, time_left: Callable[[], float]) -> float | None:
         """Latency of the model with these replacements, untrained, over the original's; `None` if time is over."""
         setting = self._setting
         model = splice(setting.model, tuple(row.replacement for row in chosen))
         key = f"whole:{graph_key(model)}"
         if key not in setting.folder.journal:
-            if setting.time_left() <= 0:
+            if time_left() <= 0:
                 return None
             with setting.progress.stage("time the whole"):
                 measured = setting.workbench.measure_models([setting.model, model])
@@ -225,6 +256,12 @@ def _named(step: Step) -> list[_Kept]:
         front = [front[round(i * (len(front) - 1) / (KEPT - 1))] for i in range(KEPT)]
     relatives = [_Kept(step, str(outcome.candidate.family), outcome) for outcome in step.relatives]
     return [*relatives, *(_Kept(step, f"rank {rank}", outcome) for rank, outcome in enumerate(front))]
+
+
+def first_unlike(sets: Sequence[set[T]], others: Sequence[Collection[T]]) -> int:
+    """Index of the first set that is not empty and shares at most `ALIKE` of it with each other one; else 0."""
+    shared = [max((len(one.intersection(other)) for other in others), default=0) for one in sets]
+    return next((i for i, one in enumerate(sets) if one and shared[i] <= ALIKE * len(one)), 0)
 
 
 def _by_family(rows: RowSet) -> Iterator[tuple[str, RowSet]]:

@@ -4,6 +4,7 @@ import math
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -152,6 +153,39 @@ def test_no_set_is_timed_when_the_time_is_over(faster, model, workbench, tmp_pat
     assert not adapted.replacements
     assert "No set of replacements that was timed reaches the latency" in adapted.notes[0]
     assert '"whole:' not in journal.read_text()
+
+
+def test_as_many_sets_race_as_can_have_enough_steps_and_a_killed_run_keeps_their_number(model, workbench, tmp_path):
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
+        strategy.folder.journal.put("step", 0.1)
+        least_s = 2 * joint.HEAT_STEPS * 0.1 / joint.HEATS_SHARE
+        assert strategy._planned("short", 0.99 * least_s).runners == 1
+        assert strategy._planned("long", 1.01 * least_s).runners == 2
+        assert strategy._planned("long", 1.0).runners == 2
+
+
+@pytest.mark.parametrize("runners", range(2, 9))
+def test_heats_share_the_time_of_a_race_and_double(runners):
+    heats, left = [], runners
+    while left > 1:
+        heats.append(joint._heat_share(runners, len(heats)))
+        left = (left + 1) // 2
+    assert sum(heats) == pytest.approx(joint.HEATS_SHARE)
+    assert all(later == pytest.approx(2 * sooner) for sooner, later in pairwise(heats))
+
+
+def test_sets_unlike_those_that_race_come_first():
+    assert table.first_unlike([{1, 2}, {3}], []) == 0
+    assert table.first_unlike([{1, 2, 3}, {3, 4}], [(1, 2)]) == 1
+    assert table.first_unlike([{1, 2, 3}, {1}], [(1, 2)]) == 0
+    assert table.first_unlike([set(), {1}], []) == 1
+
+
+def test_a_training_step_is_timed_once(model, workbench, tmp_path):
+    for _ in range(2):
+        with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
+            assert strategy.step_s > 0
+            assert len(strategy.folder.journal) == 1
 
 
 def test_relatives_are_timed_whatever_the_search_makes_of_them(faster):
