@@ -19,6 +19,7 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import HyperValue, Kind, Shape, ValueType
 from gos_adapt.instructions.rules import MAX_ELEMENTS
+from gos_adapt.instructions.schedule_hints import HINTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,11 +136,11 @@ class OperatorGraph:
 
     @property
     def traffic_bytes(self) -> int:
-        """Bytes read and written for one sample if every instruction went through memory (float32)."""
+        """Bytes read and written for one sample if every instruction went through memory (float32); hints are none."""
         return 4 * sum(
             math.prod(self.types[i].shape) + sum(math.prod(shape) for shape in self._argument_shapes(node))
             for i, node in enumerate(self.nodes)
-            if node.op not in LEAVES and self.types[i].kind is Kind.FEATURE
+            if node.op not in LEAVES and node.op not in HINTS and self.types[i].kind is Kind.FEATURE
         )
 
     def _argument_shapes(self, node: Node) -> tuple[Shape, ...]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gos_adapt.cost.counted import counted_cost
+from gos_adapt.instructions.schedule_hints import HINTS
 from gos_adapt.operators.graph import THESIS, Limits
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import arrays_file
@@ -162,9 +163,14 @@ def run_cascade(
 
 def _counted(outcomes: Sequence[Outcome], context: Context, settings: Settings) -> list[Outcome]:
     original = counted_cost(context.original)
+
+    def hopeless(operator: OperatorGraph) -> bool:
+        cost, hinted = counted_cost(operator), any(node.op in HINTS for node in operator.nodes)
+        return cost.no_better_than(original) and not (hinted and cost == original)  # as much, in another order
+
     return [
         outcome.stopped("no fewer operations, parameters or bytes than the original")
-        if counted_cost(outcome.candidate.operator).no_better_than(original)
+        if hopeless(outcome.candidate.operator)
         else outcome
         for outcome in outcomes
     ]

@@ -85,6 +85,26 @@ def test_crossing_relatives_stays_legal(original, seed):
         assert_legal(child.operator, original)
 
 
+def test_a_child_of_two_has_the_head_of_one_and_the_tail_of_the_other():
+    layer = f"cross_correlation(v{{}}, v{{}}, {CONVOLUTION})"
+    head, tail = (
+        canonicalise(
+            parse(
+                f"v0 = input 8x6x6\nv1 = weight 8x8x3x3\nv2 = {layer.format(0, 1)}\nv3 = {first}(v2)\n"
+                f"v4 = weight 8x8x3x3\nv5 = {layer.format(3, 4)}\nv6 = {last}(v5)"
+            )
+        ).graph
+        for first, last in (("tanh", "sigmoid"), ("hard_swish", "relu6"))
+    )
+    crossed = [cross(head, tail, np.random.default_rng(seed)) for seed in range(50)]
+    children = [child.operator for child in crossed if not isinstance(child, Rejection)]
+    assert len(children) > len(crossed) / 2
+    for child in children:
+        assert_legal(child, head)
+    instructions = [[node.op for node in child.nodes] for child in children]
+    assert any("tanh" in own and own[-1] == "relu6" and "hard_swish" not in own for own in instructions)
+
+
 @reproducibly
 @given(st.sampled_from(ORIGINALS), numbers)
 def test_breeding_is_determined_by_the_generator(original, seed):

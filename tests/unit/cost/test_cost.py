@@ -31,6 +31,13 @@ def test_a_pointwise_convolution_is_counted_by_hand():
     assert cost.traffic.value == 4 * (4 * 100 + 32 + 8 * 100)
 
 
+def test_a_schedule_hint_costs_nothing():
+    plain = convolution(8)
+    hinted = parse(plain.text.rstrip() + "\nv3 = tile(v2, columns=4)\nv4 = unroll(v3, steps=2)")
+    assert isinstance(hinted, OperatorGraph)
+    assert counted_cost(hinted) == counted_cost(plain)
+
+
 def test_no_better_means_lower_in_no_count():
     small, large = counted_cost(convolution(4)), counted_cost(convolution(8))
     assert large.no_better_than(small)

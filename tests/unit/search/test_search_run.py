@@ -8,9 +8,11 @@ from example_models import normal
 from example_search import CONDITIONS, QUICK, context_for, counted_latencies, residual_model, sites_named
 
 from gos_adapt.finetune.equivalence import TOLERANCE, EquivalenceJudge
+from gos_adapt.operators.graph import Node, typed
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search import cascade
+from gos_adapt.search.candidate import Candidate, Outcome
 from gos_adapt.search.cascade import ACCURACY, LEVEL_NAMES, OUT_OF_TIME, Settings, objectives
 from gos_adapt.search.search import choose, search
 
@@ -164,6 +166,19 @@ def test_no_evaluation_starts_when_the_time_is_over(model, tmp_path):
         assert len(folder.journal) == 0
     assert front.best == ()
     assert {o.reason for o in front.outcomes if o.level == "fit"} == {"out of time"}
+
+
+def test_the_original_in_another_order_is_timed(model, tmp_path):
+    with open_folder(tmp_path) as folder:
+        context = context_for(model, sites_named(model, "r1"), folder)
+        layer = next(i for i, node in enumerate(context.original.nodes) if node.op == "cross_correlation")
+        nodes = [*context.original.nodes[: layer + 1], Node("tile", (layer,), (("columns", 4),))]
+        for node in context.original.nodes[layer + 1 :]:
+            nodes.append(replace(node, args=tuple(a + (a >= layer) for a in node.args)))
+        hinted = typed(tuple(nodes))
+        assert hinted.output_shape == context.original.output_shape
+        both = [Outcome(Candidate(operator, (), ("made up",)), 1) for operator in (hinted, context.original)]
+        assert [one.reason is None for one in cascade._counted(both, context, SETTINGS)] == [True, False]
 
 
 def test_a_gain_within_the_noise_is_not_chosen(model, tmp_path):
