@@ -2,7 +2,7 @@
 
 From the result backwards, every instruction through which the output depends linearly on the layer below tells what
 that layer should have computed (the table `_TARGETS`); the layer itself is ridge regression on its unfolded patches,
-its bias included, towards the weights it has.
+its bias included, towards the weights it has. A scale for each channel is such a layer, too, of one weight a channel.
 
 Two layers in a row with fewer channels between them are solved together, by reduced-rank regression: the regression of
 one full layer, and of its response the principal components. The best low rank of the response is not that of the
@@ -16,7 +16,7 @@ nonlinear part: the activation is cut off before.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+LAYERS = frozenset({"cross_correlation", "matrix_product", "channel_scale"})
 RIDGE = 1e-6
 """Of the mean squared patch value; a thousand times that when there are hardly more rows than unknowns."""
 MIN_ROWS = 8192
@@ -39,10 +40,22 @@ CHUNK = 16
 """Samples unfolded at a time."""
 
 
+class Solved(NamedTuple):
+    """Weights from the closed form.
+
+    Attributes:
+        weights: In weight order.
+        optimal: Whether all were solved for: then no others have less error.
+    """
+
+    weights: tuple[Tensor, ...]
+    optimal: bool
+
+
 def solve_last_layers(
     operator: OperatorGraph, weights: Sequence[Tensor], inputs: Tensor, target: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, ...]:
-    """Return weights with which the operator's last layers reproduce `target` best in the least-squares sense.
+) -> Solved:
+    """Find weights with which the operator's last layers reproduce `target` best in the least-squares sense.
 
     Args:
         operator: Ends in its pre-activation: the caller cuts the activation off.
@@ -54,7 +67,7 @@ def solve_last_layers(
     values = dict(zip(operator.weights, weights, strict=True))
     problem = _Problem(operator, values, inputs, rng)
     problem.solve(_Wanted(len(operator.nodes) - 1, target, torch.arange(target.shape[1])))
-    return tuple(values[i] for i in operator.weights)
+    return Solved(tuple(values[i] for i in operator.weights), problem.solved == set(operator.weights))
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ class _Problem:
     inputs: Tensor
     rng: np.random.Generator
     consumers: dict[int, int] = field(init=False)
+    solved: set[int] = field(default_factory=set)  # weight leaves
 
     def __post_init__(self) -> None:
         uses = [a for node in self.operator.nodes for a in node.args]
@@ -97,7 +111,7 @@ class _Problem:
     def solve(self, wanted: _Wanted) -> None:
         """Descend from a node and its target to the layers below it."""
         node = self.operator.nodes[wanted.node]
-        if node.op in _LAYERS and self.is_free(node.args[1]):
+        if node.op in LAYERS and self.is_free(node.args[1]):
             self._solve_layer(wanted, node)
         elif node.op in _TARGETS:
             for below in _TARGETS[node.op](self, wanted, node):
@@ -115,7 +129,7 @@ class _Problem:
     def leads_to_layer(self, node: int) -> bool:
         """Whether `solve` would find a layer below this node."""
         below = self.operator.nodes[node]
-        if below.op in _LAYERS:
+        if below.op in LAYERS:
             return self.is_free(below.args[1])
         return below.op in _TARGETS and any(
             self.leads_to_layer(a) for a in below.args if self.operator.nodes[a].op != WEIGHT
@@ -131,9 +145,10 @@ class _Problem:
             bias = self.weights[wanted.bias].clone()
             bias[wanted.channels] = value
             self.weights[wanted.bias] = bias
+            self.solved.add(wanted.bias)
 
     def _solve_layer(self, wanted: _Wanted, node: Node) -> None:
-        layer, inner = _LAYERS[node.op](node), self.operator.nodes[node.args[0]]
+        layer, inner = self._layer(node), self.operator.nodes[node.args[0]]
         wanted = replace(wanted, target=_as_map(wanted.target))
         if layer == _Layer() and self._is_factor(node, inner):
             self._solve_factors(wanted, node, inner)
@@ -145,12 +160,12 @@ class _Problem:
 
     def _is_factor(self, node: Node, inner: Node) -> bool:
         """Whether `inner` and the pointwise `node` after it are one dense layer of low rank in two parts."""
-        if inner.op not in _LAYERS or not self.is_free(inner.args[1]) or self.consumers[node.args[0]] != 1:
+        if inner.op not in LAYERS or not self.is_free(inner.args[1]) or self.consumers[node.args[0]] != 1:
             return False
-        return _LAYERS[inner.op](inner).groups == 1 and len(self.filters(inner)) < len(self.filters(node))
+        return self._layer(inner).groups == 1 and len(self.filters(inner)) < len(self.filters(node))
 
     def _solve_factors(self, wanted: _Wanted, node: Node, inner: Node) -> None:
-        layer, features = _LAYERS[inner.op](inner), _as_map(self.value(inner.args[0]))
+        layer, features = self._layer(inner), _as_map(self.value(inner.args[0]))
         mix, filters = self.filters(node)[..., 0, 0], self.filters(inner)
         whole = (mix @ filters.flatten(1)).reshape(len(mix), *filters.shape[1:])
         whole, bias = _regress(features, wanted.target, whole, layer, wanted.bias is not None, self.rng)
@@ -160,15 +175,30 @@ class _Problem:
         self.set_filters(inner, filters)
         self.set_bias(wanted, bias + mean - basis @ (basis.T @ mean))
 
+    def _layer(self, node: Node) -> _Layer:
+        if node.op == "cross_correlation":
+            hyper = dict(node.hyper)
+            kernel, stride, padding, dilation = (
+                as_ints(hyper[name]) for name in ("kernel", "stride", "padding", "dilation")
+            )
+            return _Layer(kernel, stride, padding, dilation, as_int(hyper["groups"]))
+        return _Layer(groups=len(self.filters(node)) if node.op == "channel_scale" else 1)
+
     def filters(self, node: Node) -> Tensor:
-        """The weight of a layer as filters ``(o, c, kh, kw)``; a matrix is a convolution of one position."""
+        """The weight of a layer as filters ``(o, c, kh, kw)``; a matrix or a scale looks at one position."""
         weight = self.weights[node.args[1]]
+        if node.op == "channel_scale":
+            return weight[:, None, None, None]
         return weight.T[..., None, None] if node.op == "matrix_product" else weight
 
     def set_filters(self, node: Node, filters: Tensor) -> None:
         """Give a layer its weight, as `filters` shows it."""
-        matrix = node.op == "matrix_product"
-        self.weights[node.args[1]] = filters[..., 0, 0].T.contiguous() if matrix else filters
+        if node.op == "channel_scale":
+            filters = filters[:, 0, 0, 0]
+        elif node.op == "matrix_product":
+            filters = filters[..., 0, 0].T.contiguous()
+        self.weights[node.args[1]] = filters
+        self.solved.add(node.args[1])
 
 
 @dataclass(frozen=True)
@@ -185,18 +215,6 @@ class _Layer:
         """Put the zeros around maps that the windows may reach."""
         top, left, bottom, right = self.padding
         return F.pad(features, (left, right, top, bottom))
-
-
-def _convolution(node: Node) -> _Layer:
-    hyper = dict(node.hyper)
-    kernel, stride, padding, dilation = (as_ints(hyper[name]) for name in ("kernel", "stride", "padding", "dilation"))
-    return _Layer(kernel, stride, padding, dilation, as_int(hyper["groups"]))
-
-
-_LAYERS: dict[str, Callable[[Node], _Layer]] = {
-    "cross_correlation": _convolution,
-    "matrix_product": lambda _node: _Layer(),
-}
 
 
 def _below_bias(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:

@@ -55,6 +55,7 @@ REPRESENTABLE = {
     + convolution(2, 0, 1, channels=4)
     + "v3 = pad_channels(v2, after=2, before=2)\nv4 = weight 8\nv5 = channel_bias(v3, v4)",
     "flattened": INPUT + "v1 = weight 8x8x3x3\n" + convolution(2, 0, 1) + "v3 = reshape(v2, shape=336x)",
+    "scaled": INPUT + "v1 = weight 8\nv2 = channel_scale(v0, v1)\nv3 = weight 8\nv4 = channel_bias(v2, v3)",
     "linear": "v0 = input 12\nv1 = weight 12x5\nv2 = matrix_product(v0, v1, channels=5)\n"
     "v3 = weight 5\nv4 = channel_bias(v2, v3)\nv5 = relu(v4)",
 }
@@ -106,7 +107,8 @@ def test_two_layers_in_a_row_are_the_best_low_rank_of_the_response(with_bias):
     solved = solve_last_layers(
         graph, start, torch.from_numpy(inputs), torch.from_numpy(target), np.random.default_rng(0)
     )
-    got = run(TorchOperator(graph, [weights.numpy() for weights in solved]), torch.from_numpy(inputs)).numpy()
+    assert solved.optimal
+    got = run(TorchOperator(graph, [weights.numpy() for weights in solved.weights]), torch.from_numpy(inputs)).numpy()
     spread = np.linalg.svd(target - with_bias * target.mean(axis=0), compute_uv=False)
     assert np.square(got - target).sum() == pytest.approx(np.square(spread[3:]).sum(), rel=1e-3)
 
@@ -149,6 +151,22 @@ def test_fitting_behind_a_wrong_input_undoes_what_can_be_undone():
     true = activations_of(graph).inputs
     found = fit(graph, weights, TorchOperator(graph, weights), Activations(0.5 * true, true))
     np.testing.assert_allclose(found.weights[0], 2 * weights[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "v3 = average_pool(v2, kernel=2x2, padding=0x0x0x0, stride=1x1)",  # no closed form goes through it
+        "v3 = weight 1\nv4 = scale(v2, v3)",
+    ],
+)
+def test_what_no_closed_form_reaches_is_fitted_by_gradients(rest):
+    graph = operator(PLAIN + rest)
+    start, teacher = weights_of(graph, 100), TorchOperator(graph, weights_of(graph, 1))
+    found = fit(graph, start, teacher, activations_of(graph), FitSettings(steps=400))
+    before = fit(graph, start, teacher, activations_of(graph), FitSettings(steps=0))
+    assert found.method == "gradient"
+    assert found.relative_error < 0.2 * before.relative_error
 
 
 def test_a_layer_below_a_computed_bias_is_fitted_by_its_closed_form():
