@@ -54,7 +54,7 @@ def summarise_sites(adapted: Adapted, before: Profile, after: Profile) -> tuple[
         after: Profile of the adapted model.
     """
     replaced = {replacement.site: replacement for replacement in adapted.replacements if not replacement.retrained}
-    retrained = {replacement.site for replacement in adapted.replacements if replacement.retrained}
+    retrained = [replacement.site for replacement in adapted.replacements if replacement.retrained]
     reasons = dict(adapted.selection.reasons)
     for step in adapted.steps:
         reasons |= {site.name: _fate(site, step) for site in step.sites}
@@ -74,7 +74,7 @@ def summarise_sites(adapted: Adapted, before: Profile, after: Profile) -> tuple[
             replacement=_operator(replaced[site.name].operator, _kernels_after(site, after), after)
             if site.name in replaced
             else None,
-            retrained=site.name in retrained,
+            retrained=any(site.name == r or _covers(r, site, adapted.sites) for r in retrained),
             lineage=replaced[site.name].lineage if site.name in replaced else (),
         )
         for site in adapted.sites
@@ -103,6 +103,8 @@ def count_macs(adapted: Adapted) -> Change:
     after = before
     sites = {site.name: site for site in adapted.sites}
     for replacement in adapted.replacements:
+        if replacement.retrained:
+            continue
         site = sites[replacement.site]
         inside = sum(layer.operator.macs for layer in layers.values() if set(layer.nodes) <= set(site.nodes))
         after += replacement.operator.macs - inside

@@ -1,7 +1,7 @@
 """Recovery: train all replacements of a model together to compute what the original model computes.
 
-What learns are the replacements. A layer that keeps its operator learns too when it is given as a replacement by that
-operator (`with_retrained_layers`): the replacements alone then still describe the result.
+What learns are the replacements. An operator that stays learns too when it is given as a replacement by itself
+(`with_retrained`): the replacements alone then still describe the result.
 
 Student and original see the same inputs, augmented as the task says and every second mixed with another, and learning
 goes on for as long as there is time (function matching). They are compared by their outputs and, in equal parts, by the
@@ -68,10 +68,8 @@ ROUNDING = 1e-10
 LABELS, LABELLED = 10.0, 1024
 """Weight of the labels over the share of training samples that the original gets wrong, up to a weight of 1; and the
 samples that tell. Labels that an original knows by heart do harm (docs/operator-search.md)."""
-
-
-TIMED = 3
-"""Steps, of which the fastest tells how long one takes: the first also prepares what all need."""
+TIMED_STEPS = 3
+"""The fastest of them tells how long one takes: the first also prepares what all need."""
 
 
 @dataclass(frozen=True)
@@ -157,27 +155,32 @@ def recover(
     return Recovered(before, tuple(replacements), loss_before, score(before, task.selection, task.metric), steps)
 
 
-def with_retrained_layers(model: Model, replacements: Sequence[Replacement]) -> tuple[Replacement, ...]:
-    """Add every layer that no replacement touches, as a replacement by its own operator: then it learns too."""
-    sites = {site.name: site for site in find_sites(model)}
-    covered = {name for replacement in replacements for name in sites[replacement.site].nodes}
-    layers = [
-        site for site in sites.values() if site.kind != "branch" and site.weights and covered.isdisjoint(site.nodes)
-    ]
-    return (*replacements, *(Replacement(site.name, site.operator, site.weights) for site in layers))
+def with_retrained(model: Model, replacements: Sequence[Replacement]) -> tuple[Replacement, ...]:
+    """Add every operator that no replacement touches, as a replacement by itself: then it learns, too.
+
+    Residual branches before the layers in them: what leaves a branch is worth imitating, whatever its layers do for it.
+    """
+    sites, given = find_sites(model), {replacement.site for replacement in replacements}
+    covered = {name for site in sites if site.name in given for name in site.nodes}
+    added = []
+    for site in sorted(sites, key=lambda site: site.kind != "branch"):
+        if site.weights and covered.isdisjoint(site.nodes):
+            covered.update(site.nodes)
+            added.append(Replacement(site.name, site.operator, site.weights))
+    return (*replacements, *added)
 
 
 def seconds_per_step(model: Model, teacher: Teacher) -> float:
-    """Time steps that train every layer of `model`; 0 where nothing can learn."""
+    """Time steps that train all of `model`; 0 where nothing can learn."""
     keep_freed_memory()
-    student = _Student(model, with_retrained_layers(model, ()), teacher.compared)
+    student = _Student(model, with_retrained(model, ()), teacher.compared)
 
     def seconds(step: int) -> float:
         begin = time.monotonic()
         student.learn(teacher, step, 0.0)
         return time.monotonic() - begin
 
-    return min(map(seconds, range(TIMED))) if student.parameters else 0.0
+    return min(map(seconds, range(TIMED_STEPS))) if student.parameters else 0.0
 
 
 class _Student:

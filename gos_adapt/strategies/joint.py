@@ -28,8 +28,9 @@ import torch
 
 from gos_adapt.finetune.adapted import AdaptedModel
 from gos_adapt.finetune.distil import fit_in_order
-from gos_adapt.finetune.fit import DEFAULT, THOROUGH
+from gos_adapt.finetune.fit import DEFAULT, LONG
 from gos_adapt.finetune.loss import SAMPLES, LossJudge
+from gos_adapt.finetune.recovery import with_retrained
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Selection, amdahl_bound
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best to be searched."""
 RELATIVES_SHARE, SEARCH_SHARE, SETS_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.3, 0.15
-"""Of the time left: at most for timing the relatives of all kinds of sites, for all searches, for timing sets that
-reach the latency asked for, and, where none is, for the sets of each trial, and for its training."""
+"""Of the time left: at most for timing the relatives of all kinds of sites; for all searches; for timing sets once one
+reaches the latency asked for; and, where none is asked for, for timing the sets of a trial, and again for its race."""
 SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
 HEATS_SHARE, HEAT_STEPS = 0.24, 400
@@ -63,15 +64,16 @@ have in the first heat to show anything: fewer sets run otherwise. Early heats m
 15 shortcuts was 5.83 after 135 steps, that of 27 milder replacements 4.58, and after 500 more 2.96 and 3.44."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
-THOROUGH_S = 300.0
-"""Seconds of a race from which on sets are fitted thoroughly. On ResNet-20, narrowed to half, that took 24 s more and
-brought the divergence of 600 steps of training, 86 s, from 3.32 to 3.01; a race of seconds has no time for it."""
-THOROUGH_SAMPLES = 1024
+LONG_S, FIT_SAMPLES = 300.0, 2048
+"""Seconds of a race from which on sets are fitted for long, and the samples for it; a race of seconds has no time for
+that."""
 ANY_LOSS = 1e6
 """In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
 MOST_SETS = 4
 LADDER = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Speed-ups that are tried where none is asked for."""
+ENDLESS_S = 1e9
+"""Of a race without a budget: infinity is no number in a journal."""
 PASSES = 1000
 """Over the training split at most: more teach little, even mixed anew. A trial takes a quarter."""
 
@@ -81,10 +83,17 @@ Choice = tuple["RowSet", "Recovered | None", tuple[str, ...]]
 
 
 class _Race(NamedTuple):
-    """How many sets run, and whether they are fitted thoroughly before."""
+    """What a race can afford.
+
+    Attributes:
+        runners: Sets that run.
+        long: Whether they are fitted for long before.
+        seconds: For fits, heats and the last training together.
+    """
 
     runners: int
-    thorough: bool
+    long: bool
+    seconds: float
 
 
 class Joint(Setting):
@@ -178,11 +187,11 @@ class Joint(Setting):
 
     def _reached(self, table: Table, goal_s: float) -> Choice:
         """What keeps most of those sets that reach a latency."""
-        plan = self._planned("goal", self.time_left())
-        sets, notes = table.sets(goal_s, plan.runners, SETS_SHARE * self.time_left())
+        plan = self._planned("goal", (1 - SETS_SHARE) * self.time_left())
+        sets, notes = table.sets(goal_s, plan.runners, SETS_SHARE * self.time_left(), patient=True)
         if not sets:
             return (), None, notes
-        chosen, recovered = self._race(sets, "goal", plan, self.time_left(), PASSES)
+        chosen, recovered = self._race(sets, "goal", plan, math.inf, PASSES, deliver=True)
         lost = self.drop(recovered.score)
         if lost >= self.request.epsilon:
             notes += (
@@ -197,19 +206,20 @@ class Joint(Setting):
         ladder = [speed_up for speed_up in LADDER if whole_s * (1 - 1 / speed_up) <= table.most_s]
         best: tuple[RowSet, Recovered] | None = None
         raced: dict[tuple[RowSet, ...], tuple[RowSet, Recovered]] = {}
-        seconds, low, high = TRIAL_SHARE * self.time_left(), 0, len(ladder)
+        plan, low, high = self._planned("trial", TRIAL_SHARE * self.time_left()), 0, len(ladder)
         while low < high:  # ladder[:low] keep the accuracy, ladder[high:] do not
             middle = (low + high) // 2
             name = f"trial-{ladder[middle]}"
-            if _race_key(name) not in self.folder.journal and self.time_left() < 2 * seconds:
-                break  # a trial cut short tells nothing, and what was found before has to be trained on
-            plan = self._planned(name, seconds)
-            sets, missed = table.sets(whole_s / ladder[middle], plan.runners, seconds)
+            if name not in self.folder.journal:
+                if self.time_left() < 3 * plan.seconds:  # its sets, its race, and the training of what was found
+                    break
+                self.folder.journal.put(name, True)
+            sets, missed = table.sets(whole_s / ladder[middle], plan.runners, plan.seconds)
             if missed or not sets:
                 high = middle
                 continue
             if tuple(sets) not in raced:  # what reaches one rung may reach the next as well
-                raced[tuple(sets)] = self._race(sets, name, plan, seconds, PASSES / 4)
+                raced[tuple(sets)] = self._race(sets, name, plan, plan.seconds, PASSES / 4)
             chosen, trial = raced[tuple(sets)]
             lost = self.drop(trial.score)
             self.progress.note(f"{ladder[middle]}x: {lost:.4f} lost after a short recovery")
@@ -225,27 +235,35 @@ class Joint(Setting):
 
     def _planned(self, name: str, seconds: float) -> _Race:
         """What a race of so long can afford; decided once, so that a run that was killed goes on with the same."""
-        key = _race_key(name)
+        key, seconds = f"race:{name}", min(seconds, ENDLESS_S)
         if key not in self.folder.journal:
             enough_s = HEAT_STEPS * self.step_s
             possible = [n for n in range(2, MOST_SETS + 1) if _heat_share(n, 0) * seconds >= n * enough_s]
-            self.folder.journal.put(key, [max(possible, default=1), seconds >= THOROUGH_S])
+            self.folder.journal.put(key, [max(possible, default=1), seconds >= LONG_S, seconds])
         return _Race(*self.folder.journal.get(key))
 
     def _race(
-        self, sets: Sequence[RowSet], name: str, plan: _Race, seconds: float, passes: float
+        self, sets: Sequence[RowSet], name: str, plan: _Race, seconds: float, passes: float, *, deliver: bool = False
     ) -> tuple[RowSet, Recovered]:
         """Train all a little, keep the better half, and again for longer; then train the one that is left to the end.
+
+        Args:
+            sets: That run.
+            name: Of the race: a run has each once.
+            plan: For it.
+            seconds: After which it ends.
+            passes: Over the training split, at most, in the last training.
+            deliver: Whether the best of each heat is good enough to be delivered, should nothing better follow.
 
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
         time_left = self.clock(None, seconds)
-        fitting = THOROUGH if plan.thorough else DEFAULT
+        fitting = LONG if plan.long else DEFAULT
         runners = {number: self._fitted(rows, fitting) for number, rows in enumerate(sets)}
         heat = 0
         while len(runners) > 1:
-            share_s = _heat_share(len(sets), heat) * seconds / len(runners)
+            share_s = _heat_share(len(sets), heat) * plan.seconds / len(runners)
             results = {
                 number: self._recovered(replacements, f"{name}-{number}-{heat}", share_s, passes / 8)
                 for number, replacements in runners.items()
@@ -254,6 +272,8 @@ class Joint(Setting):
                 family = ", ".join(dict.fromkeys(row.family for row in sets[number]))
                 self.progress.note(f"{len(sets[number])} replacements ({family}): loss {result.loss:.4f}")
             ranked = sorted(results, key=lambda number: results[number].loss)
+            if deliver:
+                self.keep(results[ranked[0]].model, results[ranked[0]].replacements)
             runners = {number: results[number].replacements for number in ranked[: (len(ranked) + 1) // 2]}
             heat += 1
         ((number, replacements),) = runners.items()
@@ -266,15 +286,21 @@ class Joint(Setting):
         return self.recover(replacements, name, seconds=seconds, steps=steps, train_all=train_all)
 
     def _fitted(self, chosen: RowSet, settings: FitSettings) -> tuple[Replacement, ...]:
-        """Fit the chosen in model order, or read from a file what was fitted before."""
-        replacements = {row.site.name: row.replacement for row in chosen}
-        adapted = AdaptedModel(self.model, [row.site for row in chosen])
-        ordered = [replacements[site.name] for site in adapted.sites]
+        """Fit the chosen in model order, or read from a file what was fitted before.
+
+        With `train_all` what stays is fitted, too: it makes up for what the replacements before it lack.
+        """
+        replacements = [row.replacement for row in chosen]
+        if self.request.train_all:
+            replacements = [*with_retrained(self.model, replacements)]
+        by_site = {replacement.site: replacement for replacement in replacements}
+        adapted = AdaptedModel(self.model, [site for site in find_sites(self.model) if site.name in by_site])
+        ordered = [by_site[site.name] for site in adapted.sites]
         key = f"fitted:{settings.steps}:{graph_key(splice(self.model, ordered))}"
         file = arrays_file("fitted", key)
         if key not in self.folder.journal:
             assert self.task is not None
-            samples, _ = self.task.training.part(slice(0, THOROUGH_SAMPLES)).arrays()
+            samples, _ = self.task.training.part(slice(0, FIT_SAMPLES)).arrays()
             with torch.no_grad():
                 start = adapted.at_first_cut(torch.from_numpy(samples))
             operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]
@@ -283,10 +309,6 @@ class Joint(Setting):
             self.save_weights(file, [operator.weights() for operator in fitted])
             self.folder.journal.put(key, True)
         return self.with_weights(file, ordered)
-
-
-def _race_key(name: str) -> str:
-    return f"race:{name}"
 
 
 def _heat_share(runners: int, heat: int) -> float:

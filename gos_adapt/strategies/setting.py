@@ -25,7 +25,7 @@ from gos_adapt.finetune.recovery import (
     Teacher,
     recover,
     seconds_per_step,
-    with_retrained_layers,
+    with_retrained,
 )
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
@@ -278,7 +278,7 @@ class Setting:
         """
         assert self.task is not None
         if train_all:
-            replacements = with_retrained_layers(self.model, replacements)
+            replacements = with_retrained(self.model, replacements)
         key = f"recovered:{name}:{graph_key(splice(self.model, replacements))}"
         file, unfinished = arrays_file("recovered", key), arrays_file("recovering", key)
         if key not in self.folder.journal:
@@ -312,11 +312,13 @@ class Setting:
         scored = Score(self.task.metric, value, n, self.task.selection.name)
         return Recovered(splice(self.model, trained), trained, loss, scored, taken)
 
-    @cached_property
+    @property
     def step_s(self) -> float:
-        """Seconds that one step of recovery takes when all layers are trained; timed once in a run."""
+        """Seconds that a step of recovery takes when all layers are trained, so at most; timed once in a run."""
         if "step" not in self.folder.journal:
-            self.folder.journal.put("step", seconds_per_step(self.model, self._teacher))
+            with self.progress.stage("time a training step"):
+                self.folder.journal.put("step", seconds_per_step(self.model, self._teacher))
+            self.progress.detail(f"{self.folder.journal.get('step'):.3g} s")
         seconds: float = self.folder.journal.get("step")
         return seconds
 

@@ -26,7 +26,7 @@ from gos_adapt.strategies.setting import graph_key
 from gos_adapt.strategies.tuned_latency import in_turn, timed_tuned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from gos_adapt.model.model import Array, Site
     from gos_adapt.profiling.profile import Profile
@@ -37,8 +37,6 @@ KEPT = 5
 """Operators of each front that enter the table, beside those of a family."""
 TUNE_SHARE, LOSS_SHARE = 0.05, 0.1
 """Of the time left: at most for tuned schedules, and for losses. Sets are timed on tuned schedules anyhow."""
-ALIKE = 0.5
-"""Of the replacements of a set: if more of them are in another set, too, less similar ones race before it."""
 REACH = 0.8
 """Of the saving asked for: rows that save less, added up, are not tried; sets save up to a tenth more than that."""
 
@@ -84,11 +82,19 @@ class _Kept:
 
 
 class _Source(NamedTuple):
-    """Rows that sets are chosen from, and which of them are likely to be chosen, before any set is timed."""
+    """Rows that sets are chosen from.
+
+    Attributes:
+        name: For messages.
+        rows: To choose from.
+        likely: What is chosen, if latencies add up.
+        bred: Whether searches found any of them.
+    """
 
     name: str
     rows: RowSet
-    likely: set[Row]
+    likely: frozenset[Row]
+    bred: bool
 
 
 class Table:
@@ -110,35 +116,49 @@ class Table:
         """Latency that the rows save together at most, added up."""
         return largest_saving([row.option for row in self.rows], self._setting.request.max_sites)
 
-    def sets(self, goal_s: float, count: int, seconds: float) -> tuple[list[RowSet], tuple[str, ...]]:
-        """Time sets of replacements; a run that goes on times no others than before it was killed.
+    def sets(
+        self, goal_s: float, count: int, seconds: float, *, patient: bool = False
+    ) -> tuple[list[RowSet], tuple[str, ...]]:
+        """Time sets of replacements until enough of them reach a latency.
+
+        A run that goes on times no other sets than before, once that was finished.
 
         Args:
             goal_s: Latency to reach.
             count: Different sets wanted that reach it.
             seconds: After which no other set is timed.
+            patient: Whether time does not count until one reaches it.
 
         Returns:
             Up to `count` sets; or the one that comes nearest, and what to say then.
         """
-        saving_s = self._profile.whole.median_s - goal_s
+        setting, saving_s = self._setting, self._profile.whole.median_s - goal_s
         if saving_s <= 0:
             return [], ("The latency that was asked for is that of the original, or more.",)
-        journal, key = self._setting.folder.journal, f"sets:{goal_s!r}:{count}"
-        time_left = self._setting.clock(journal.get(key), seconds)
+        key, time_left = f"sets:{goal_s!r}:{count}", setting.clock(None, seconds)
+        finished: int | None = setting.folder.journal.get(key)
         reached: list[RowSet] = []
         timed: list[tuple[MeasuredSet, RowSet]] = []
+
+        def goes_on() -> bool:
+            if finished is not None:
+                return len(timed) < finished
+            return (setting.time_left() if patient and not reached else time_left()) > 0
+
         waiting = self._sources(saving_s)
         while waiting and len(reached) < count:
-            source = waiting.pop(first_unlike([one.likely for one in waiting], reached))
-            sets = self._timed(source, saving_s, time_left)
-            enough = [(one, chosen) for one, chosen in sets if one.enough]
+            source = min(waiting, key=lambda one: (one.bred, shared(one.likely, reached)))
+            waiting.remove(source)
+            begin = len(timed)
+            for one in self._timed(source, saving_s, goes_on):
+                timed.append(one)
+            enough = [(one, chosen) for one, chosen in timed[begin:] if one.enough]
             if enough:
                 _, cheapest = min(enough, key=lambda pair: pair[0].loss)
-                reached += [] if cheapest in reached else [cheapest]
-            timed += sets
-        if key not in journal:
-            journal.put(key, len(reached))
+                if cheapest not in reached:
+                    reached.append(cheapest)
+        if finished is None:
+            setting.folder.journal.put(key, len(timed))
         if reached:
             return reached, ()
         missed = f"No set of replacements that was timed reaches the latency asked for, {goal_s:.4g} s."
@@ -156,10 +176,11 @@ class Table:
         sources = []
         for name, rows in [("all families", seeds), *_by_family(seeds), ("all", self.rows), *_by_family(bred)]:
             options = [row.option for row in rows]
-            if rows is self.rows or largest_saving(options, limit) >= REACH * saving_s:
-                found = cheapest_set(options, saving_s, limit)
-                chosen = () if isinstance(found, Rejection) else found
-                sources.append(_Source(name, rows, {rows[i] for i in chosen}))
+            most_s = largest_saving(options, limit)
+            if rows is self.rows or most_s >= REACH * saving_s:
+                found = cheapest_set(options, min(saving_s, most_s), limit)
+                likely = frozenset() if isinstance(found, Rejection) else frozenset(rows[i] for i in found)
+                sources.append(_Source(name, rows, likely, bred=not set(rows).issubset(seeds)))
         return sources
 
     def _kept(self, steps: Sequence[Step]) -> list[list[_Kept]]:
@@ -213,35 +234,29 @@ class Table:
         return Row(kept.step, kept.family, judged, site, candidate.weights[k], option)
 
     def _timed(
-        self, source: _Source, saving_s: float, time_left: Callable[[], float]
-    ) -> list[tuple[MeasuredSet, RowSet]]:
+        self, source: _Source, saving_s: float, goes_on: Callable[[], bool]
+    ) -> Iterator[tuple[MeasuredSet, RowSet]]:
         """Sets of different savings, timed as wholes until one hardly saves more than is wanted."""
         whole_s, rows = self._profile.whole.median_s, source.rows
 
         def measure(chosen: tuple[int, ...]) -> float | None:
-            ratio = self._ratio(tuple(rows[i] for i in chosen), time_left)
-            return None if ratio is None else whole_s * (1 - ratio)
+            return whole_s * (1 - self._ratio(tuple(rows[i] for i in chosen))) if goes_on() else None
 
         options, limit = [row.option for row in rows], self._setting.request.max_sites
-        sets, overestimate = [], self._overestimate
-        for one in measured_sets(options, saving_s, limit, measure, overestimate):
+        for one in measured_sets(options, saving_s, limit, measure, self._overestimate):
             self._setting.progress.note(
                 f"{source.name}: {len(one.chosen)} replacements: {whole_s / (whole_s - one.saved_s):.2f}x measured, "
                 f"{whole_s / (whole_s - one.added_s):.2f}x added up"
             )
-            sets.append((one, tuple(rows[i] for i in one.chosen)))
-            overestimate = one.overestimate
-        self._overestimate = overestimate
-        return sets
+            self._overestimate = one.overestimate
+            yield one, tuple(rows[i] for i in one.chosen)
 
-    def _ratio(self, chosen: RowSet, time_left: Callable[[], float]) -> float | None:
-        """Latency of the model with these replacements, untrained, over the original's; `None` if time is over."""
+    def _ratio(self, chosen: RowSet) -> float:
+        """Latency of the model with these replacements, untrained, over the original's."""
         setting = self._setting
         model = splice(setting.model, tuple(row.replacement for row in chosen))
         key = f"whole:{graph_key(model)}"
         if key not in setting.folder.journal:
-            if time_left() <= 0:
-                return None
             with setting.progress.stage("time the whole"):
                 measured = setting.workbench.measure_models([setting.model, model])
                 setting.folder.journal.put(key, [latency.to_json() for latency in measured])
@@ -258,10 +273,9 @@ def _named(step: Step) -> list[_Kept]:
     return [*relatives, *(_Kept(step, f"rank {rank}", outcome) for rank, outcome in enumerate(front))]
 
 
-def first_unlike(sets: Sequence[set[T]], others: Sequence[Collection[T]]) -> int:
-    """Index of the first set that is not empty and shares at most `ALIKE` of it with each other one; else 0."""
-    shared = [max((len(one.intersection(other)) for other in others), default=0) for one in sets]
-    return next((i for i, one in enumerate(sets) if one and shared[i] <= ALIKE * len(one)), 0)
+def shared(one: Collection[T], others: Iterable[Collection[T]]) -> float:
+    """Largest share of a collection's members that is in one of the others; 1 of an empty one."""
+    return max((len(set(one).intersection(other)) / len(one) for other in others), default=0.0) if one else 1.0
 
 
 def _by_family(rows: RowSet) -> Iterator[tuple[str, RowSet]]:

@@ -37,7 +37,7 @@ def quick():
         patch.setattr(joint, "MOST_SETS", 2)
         patch.setattr(table, "KEPT", 2)
         patch.setattr(joint, "LADDER", (1.1, 1.5))
-        patch.setattr(joint, "THOROUGH", replace(table.DEFAULT, steps=table.DEFAULT.steps + 1))
+        patch.setattr(joint, "LONG", replace(table.DEFAULT, steps=table.DEFAULT.steps + 1))
         yield
 
 
@@ -76,6 +76,24 @@ def opened(model, workbench, path, kept, *, seconds=math.inf, **options):
         )
 
 
+def without(finished, path, *prefixes):
+    """Copy a finished run to `path`, forgetting what the prefixes of keys say; return the copy's journal."""
+    shutil.copytree(finished[0], path / "run")
+    journal = path / "run" / "journal.jsonl"
+    records = journal.read_text().splitlines(keepends=True)
+    kept = [record for record in records if not any(f'["{prefix}' in record for prefix in prefixes)]
+    assert len(kept) < len(records) or not prefixes
+    journal.write_text("".join(kept))
+    return journal
+
+
+def table_of(strategy):
+    """Make the table of a run that was finished, each time anew."""
+    (profile,) = strategy.profiles("original", strategy.model)
+    steps = strategy._search_all(profile)
+    return lambda: table.Table(strategy, steps, profile)
+
+
 @pytest.fixture(scope="module")
 def faster(model, workbench, tmp_path_factory):
     path = tmp_path_factory.mktemp("joint") / "run"
@@ -86,12 +104,18 @@ def test_what_is_replaced_together_makes_the_delivered_model(faster, model):
     _, adapted, kept, _ = faster
     replaced = [r for r in adapted.replacements if not r.retrained]
     assert replaced
-    assert kept == [adapted.replacements]
+    assert kept[-1] == adapted.replacements
     rebuilt = splice(model, adapted.replacements)
     for one, other in zip(
         in_onnx_runtime(rebuilt.proto, INPUTS[:4]), in_onnx_runtime(adapted.model.proto, INPUTS[:4]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_best_of_a_heat_can_be_delivered_before_the_last_training(faster):
+    path, _, kept, _ = faster
+    raced = '"recovered:goal-1-0:' in (path / "journal.jsonl").read_text()
+    assert len(kept) == 1 + raced
 
 
 def test_every_replaced_site_is_told_with_the_candidate_that_went_there(faster):
@@ -141,13 +165,7 @@ def test_no_more_sites_are_replaced_than_allowed(faster, model, workbench, tmp_p
 
 
 def test_no_set_is_timed_when_the_time_is_over(faster, model, workbench, tmp_path):
-    searched, *_ = faster
-    shutil.copytree(searched, tmp_path / "run")
-    journal = tmp_path / "run" / "journal.jsonl"
-    records = journal.read_text().splitlines(keepends=True)
-    kept = [record for record in records if '"whole:' not in record]
-    assert len(kept) < len(records)
-    journal.write_text("".join(kept))
+    journal = without(faster, tmp_path, "whole:", "sets:")
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None, speed_up=1.1, seconds=0.0) as late:
         adapted = late.run()
     assert not adapted.replacements
@@ -155,13 +173,41 @@ def test_no_set_is_timed_when_the_time_is_over(faster, model, workbench, tmp_pat
     assert '"whole:' not in journal.read_text()
 
 
+def test_a_run_killed_before_its_sets_were_timed_ends_as_the_undisturbed_one(faster, model, workbench, tmp_path):
+    _, adapted, *_ = faster
+    without(faster, tmp_path, "sets:")  # what was timed is known, not how much of it was needed
+    again, *_ = run(model, workbench, tmp_path / "run", speed_up=1.1, train_all=True)
+    assert [r.site for r in again.replacements] == [r.site for r in adapted.replacements]
+
+
+def test_what_others_have_timed_since_changes_no_choice_of_a_run_that_goes_on(faster, model, workbench, tmp_path):
+    without(faster, tmp_path)
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None) as strategy:
+        sets = table_of(strategy)
+        goal_s = strategy.profiles("original", model)[0].whole.median_s / 1.1
+        few, missed = sets().sets(goal_s, 3, 0.0)
+        assert (few, bool(missed)) == ([], True)
+        assert sets().sets(goal_s, 2, math.inf)[0]
+        assert sets().sets(goal_s, 3, math.inf)[0] == []
+
+
+def test_patience_waits_for_one_set_that_reaches_the_latency(faster, model, workbench, tmp_path):
+    without(faster, tmp_path)
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None) as strategy:
+        goal_s = strategy.profiles("original", model)[0].whole.median_s / 1.1
+        reached, missed = table_of(strategy)().sets(goal_s, 3, 0.0, patient=True)
+        assert (len(reached), missed) == (1, ())
+
+
 def test_as_many_sets_race_as_can_have_enough_steps_and_a_killed_run_keeps_their_number(model, workbench, tmp_path):
+    least_s = 2 * joint.HEAT_STEPS * 0.1 / joint.HEATS_SHARE
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
         strategy.folder.journal.put("step", 0.1)
-        least_s = 2 * joint.HEAT_STEPS * 0.1 / joint.HEATS_SHARE
         assert strategy._planned("short", 0.99 * least_s).runners == 1
-        assert strategy._planned("long", 1.01 * least_s).runners == 2
-        assert strategy._planned("long", 1.0).runners == 2
+        long = strategy._planned("long", 1.01 * least_s)
+        assert long.runners == 2
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
+        assert strategy._planned("long", 1.0) == long
 
 
 @pytest.mark.parametrize("runners", range(2, 9))
@@ -174,18 +220,19 @@ def test_heats_share_the_time_of_a_race_and_double(runners):
     assert all(later == pytest.approx(2 * sooner) for sooner, later in pairwise(heats))
 
 
-def test_sets_unlike_those_that_race_come_first():
-    assert table.first_unlike([{1, 2}, {3}], []) == 0
-    assert table.first_unlike([{1, 2, 3}, {3, 4}], [(1, 2)]) == 1
-    assert table.first_unlike([{1, 2, 3}, {1}], [(1, 2)]) == 0
-    assert table.first_unlike([set(), {1}], []) == 1
+def test_how_much_two_sets_share():
+    assert table.shared([1, 2, 3, 4], []) == 0
+    assert table.shared([1, 2, 3, 4], [(5,), (4,), (1, 2, 9)]) == 0.5
+    assert table.shared([], []) == 1
 
 
 def test_a_training_step_is_timed_once(model, workbench, tmp_path):
-    for _ in range(2):
-        with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
-            assert strategy.step_s > 0
-            assert len(strategy.folder.journal) == 1
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
+        assert strategy.step_s > 0
+    (tmp_path / "other").mkdir()
+    with opened(model, workbench, tmp_path / "other", [], epsilon=0.1, max_sites=None) as strategy:
+        strategy.folder.journal.put("step", 123.0)
+        assert strategy.step_s == 123.0
 
 
 def test_relatives_are_timed_whatever_the_search_makes_of_them(faster):

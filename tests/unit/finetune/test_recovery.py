@@ -12,8 +12,9 @@ from onnx import numpy_helper
 
 from gos_adapt.finetune import recovery
 from gos_adapt.finetune.distil import score
-from gos_adapt.finetune.recovery import STEPS, Recovery, Teacher, mixed_in_pairs, recover, with_retrained_layers
+from gos_adapt.finetune.recovery import STEPS, Recovery, Teacher, mixed_in_pairs, recover, with_retrained
 from gos_adapt.model.model import Replacement
+from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.model.torch_executor import TorchExecutor
 from gos_adapt.operators.seeds import seeds
@@ -50,7 +51,7 @@ def recovered(model, task, replacements, steps=100, **options):
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_recovery_gives_the_model_it_scored(model, task, replacements, everything):
-    given = with_retrained_layers(model, replacements) if everything else replacements
+    given = with_retrained(model, replacements) if everything else replacements
     found = recovered(model, task, given)
     assert found.loss < 0.5 * Teacher(model, task, 3).loss(splice(model, given))
     assert [r.site for r in found.replacements] == [r.site for r in given]
@@ -60,10 +61,20 @@ def test_recovery_gives_the_model_it_scored(model, task, replacements, everythin
 
 
 def test_retrained_layers_are_all_that_no_replacement_touches(model, replacements):
-    added = with_retrained_layers(model, replacements)[len(replacements) :]
+    added = with_retrained(model, replacements)[len(replacements) :]
     assert {r.site for r in added} == {"r0", "d1", "d2", "y"}
     assert all(r.retrained for r in added)
     assert not any(r.retrained for r in replacements)
+
+
+def test_branches_stay_as_a_whole_and_no_node_is_given_twice():
+    residual = residual_model()
+    sites = {site.name: site for site in find_sites(residual)}
+    given = [sites[r.site] for r in with_retrained(residual, ())]
+    nodes = [name for site in given for name in site.nodes]
+    assert len(nodes) == len(set(nodes))
+    assert {site.name for site in sites.values() if site.kind == "branch" and site.weights} <= {s.name for s in given}
+    assert all(set(nodes).issuperset(site.nodes) for site in sites.values() if site.weights)
 
 
 def test_what_is_not_given_is_not_trained(model, task, replacements):
@@ -155,7 +166,7 @@ def test_labels_teach_what_the_original_does_not_know():
     task = task_with(inputs, inputs.argmax(axis=1))
     teacher = Teacher(model, task, 3)
     assert teacher.label_weight == 1.0
-    found = recover(model, with_retrained_layers(model, ()), task, FAST, lambda step: step / 100, teacher=teacher)
+    found = recover(model, with_retrained(model, ()), task, FAST, lambda step: step / 100, teacher=teacher)
     inputs, targets = task.selection.arrays()
     before, after = (
         float(task.loss.task(torch.from_numpy(outputs_of(m, inputs)), torch.from_numpy(targets)))
