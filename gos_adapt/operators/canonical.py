@@ -11,15 +11,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import product
 from typing import TYPE_CHECKING
 
+from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.calculus import FUNCTIONS, X
+from gos_adapt.instructions.rules import as_int, as_ints
 from gos_adapt.instructions.schedule_hints import HINTS
 from gos_adapt.operators.absorb import absorb
 from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
@@ -210,6 +212,62 @@ def _merge_reshapes(draft: _Draft, node: Node) -> Node | None:
     return None
 
 
+def _added(inner: HyperValue, outer: HyperValue) -> HyperValue:
+    return tuple(one + other for one, other in zip(as_ints(inner), as_ints(outer), strict=True))
+
+
+def _multiplied(inner: HyperValue, outer: HyperValue) -> HyperValue:
+    return tuple(one * other for one, other in zip(as_ints(inner), as_ints(outer), strict=True))
+
+
+def _same_way(inner: HyperValue, outer: HyperValue) -> bool:
+    """Whether no element that one shift takes out of the map would have come back by the other."""
+    return all(one * other >= 0 for one, other in zip(as_ints(inner), as_ints(outer), strict=True))
+
+
+def _merged(op: str, inner: Mapping[str, HyperValue], outer: Mapping[str, HyperValue]) -> dict[str, HyperValue] | None:
+    """Settings with which `op` does at once what it does in two steps, where there are any."""
+    match op:
+        case "channel_slice":
+            return {name: as_int(inner["start"]) + as_int(value) for name, value in outer.items()}
+        case "pad_channels":
+            return {name: as_int(inner[name]) + as_int(value) for name, value in outer.items()}
+        case "subsample" | "upsample":
+            return {name: _multiplied(inner[name], value) for name, value in outer.items()}
+        case "shift" if _same_way(inner["offset"], outer["offset"]):
+            return {"offset": _added(inner["offset"], outer["offset"])}
+    return None
+
+
+def _merge_moves(draft: _Draft, node: Node) -> Node | None:
+    """Rewrite slice(slice(a)), pad(pad(a)), subsample(subsample(a)) ... -> one of them."""
+    inner = draft.nodes[node.args[0]]
+    hyper = _merged(node.op, dict(inner.hyper), dict(node.hyper)) if inner.op == node.op else None
+    if hyper is None:
+        return None
+    legal = INSTRUCTIONS[node.op].infer((draft.shapes[inner.args[0]],), hyper)
+    return None if isinstance(legal, Rejection) else _make(node.op, *inner.args, **hyper)
+
+
+def _transpose_back(draft: _Draft, node: Node) -> int | None:
+    """Rewrite transpose(transpose(a)) -> a."""
+    inner = draft.nodes[node.args[0]]
+    return inner.args[0] if node.op == inner.op == "transpose" else None
+
+
+def _join_slices(draft: _Draft, node: Node) -> Node | None:
+    """Rewrite concat(a[i:j], a[j:k]) -> a[i:k]."""
+    if node.op != "concat":
+        return None
+    first, second = (draft.nodes[a] for a in node.args)
+    if not first.op == second.op == "channel_slice" or first.args != second.args:
+        return None
+    before, behind = dict(first.hyper), dict(second.hyper)
+    if before["stop"] != behind["start"]:
+        return None
+    return _make("channel_slice", *first.args, start=before["start"], stop=behind["stop"])
+
+
 def _single_element_window(_draft: _Draft, node: Node) -> Node | None:
     """Rewrite a pool or unfold over 1×1 windows -> subsample."""
     hyper = dict(node.hyper)
@@ -264,6 +322,9 @@ RULES: tuple[Rule, ...] = (
     _drop_idle_move,
     _compose,
     _merge_reshapes,
+    _merge_moves,
+    _transpose_back,
+    _join_slices,
     _single_element_window,
     _join_with_itself,
     _spread_zero,

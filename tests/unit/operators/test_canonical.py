@@ -129,6 +129,38 @@ REWRITES = {
         lambda b, x: biased_by_rows(b, x, b.apply("identity_matrix", size=2), b.apply("identity_matrix", size=2)),
         lambda b, x: biased_by_rows(b, x, *[b.apply("identity_matrix", size=2)] * 2),
     ),
+    "slice of a slice": (
+        lambda b, x: b.apply("channel_slice", b.apply("channel_slice", x, start=1, stop=4), start=1, stop=3),
+        lambda b, x: b.apply("channel_slice", x, start=2, stop=4),
+    ),
+    "padded twice": (
+        lambda b, x: b.apply("pad_channels", b.apply("pad_channels", x, before=4, after=0), before=4, after=8),
+        lambda b, x: b.apply("pad_channels", x, before=8, after=8),
+    ),
+    "subsampled twice": (
+        lambda b, x: b.apply("subsample", b.apply("subsample", x, stride=(2, 1)), stride=(2, 2)),
+        lambda b, x: b.apply("subsample", x, stride=(4, 2)),
+    ),
+    "upsampled twice": (
+        lambda b, x: b.apply("upsample", b.apply("upsample", x, factor=(1, 2)), factor=(2, 2)),
+        lambda b, x: b.apply("upsample", x, factor=(2, 4)),
+    ),
+    "shifted twice the same way": (
+        lambda b, x: b.apply("shift", b.apply("shift", x, offset=(0, 1)), offset=(-1, 1)),
+        lambda b, x: b.apply("shift", x, offset=(-1, 2)),
+    ),
+    "transposed there and back": (
+        lambda b, x: b.apply("transpose", b.apply("transpose", b.apply("reshape", x, shape=(4, 36)))),
+        lambda b, x: b.apply("reshape", x, shape=(4, 36)),
+    ),
+    "two halves put together": (
+        lambda b, x: b.apply(
+            "concat",
+            b.apply("channel_slice", b.apply("tanh", x), start=0, stop=2),
+            b.apply("channel_slice", b.apply("tanh", x), start=2, stop=4),
+        ),
+        lambda b, x: b.apply("tanh", x),
+    ),
     "maximum with zero": (
         lambda b, x: b.apply("maximum", x, b.apply("zero", x, shape=(4, 6, 6))),
         lambda b, x: b.apply("relu", x),
@@ -139,6 +171,10 @@ REWRITES = {
     ),
 }
 UNTOUCHED = {
+    "shifted there and back": lambda b, x: b.apply("shift", b.apply("shift", x, offset=(0, 1)), offset=(0, -1)),
+    "two halves exchanged": lambda b, x: b.apply(
+        "concat", b.apply("channel_slice", x, start=2, stop=4), b.apply("channel_slice", x, start=0, stop=2)
+    ),
     "zero minus a value": lambda b, x: b.apply("subtract", b.apply("zero", x, shape=(4, 6, 6)), x),
     "a value plus itself": lambda b, x: b.apply("add", x, x),
     "sigmoid of zero": lambda b, x: b.apply("sigmoid", b.apply("zero", x, shape=(4, 6, 6))),
