@@ -165,6 +165,60 @@ FEATURES = ((1024, 32, 32), (1024,), (512, 32, 32), (768, 32, 32), (12, 32, 32))
 WEIGHTS = ((1024,), (256, 256), (64, 32, 3, 3))
 
 
+THESIS = {
+    "matrix product": ("matrix_product", "weight_product"),
+    "addition": ("add", "weight_add"),
+    "subtraction": ("subtract", "weight_subtract"),
+    "matrix-vector product": ("matrix_vector_product", "weight_matrix_vector_product"),
+    "inverse": ("inverse",),
+    "dot product": ("dot_product", "weight_dot_product"),
+    "determinant": ("determinant",),
+    "trace": ("trace",),
+    "eigen-decomposition": ("eigen",),
+    "singular value decomposition": ("svd",),
+    "QR decomposition": ("qr",),
+    "Cholesky decomposition": ("cholesky",),
+    "pseudo-inverse": ("pseudo_inverse",),
+    "rank": ("rank",),
+    "Hadamard product": ("hadamard", "weight_hadamard"),
+    "Kronecker product": ("kronecker_product",),
+    "outer product": ("outer_product", "weight_outer_product"),
+    "vector norm": ("vector_norm", "weight_vector_norm"),
+    "matrix norm": ("matrix_norm",),
+    "Frobenius norm": ("frobenius_norm", "weight_frobenius_norm"),
+    "identity matrix": ("identity_matrix",),
+    "zero matrix": ("zero_matrix",),
+    "gradient": ("gradient",),
+    "partial derivative": ("derivative", "partial_derivative"),
+    "chain rule": ("chain_rule",),
+    "sigmoid": ("sigmoid",),
+    "ReLU": ("relu",),
+    "tanh": ("tanh",),
+    "softmax": ("softmax",),
+    "cross-correlation": ("cross_correlation",),
+    "max pooling": ("max_pool",),
+    "average pooling": ("average_pool",),
+    "probability distributions": ("normal_density", "laplace_density", "logistic_density"),
+    "Bayes' rule": ("bayes_rule",),
+    "sum": ("sum_along", "weighted_sum"),
+    "mean": ("mean_along", "global_average_pool"),
+    "maximum": ("maximum", "maximum_along"),
+    "minimum": ("minimum", "minimum_along"),
+    "square root": ("square_root",),
+    "concatenation": ("concat",),
+    "weighted mean": ("weighted_mean",),
+    "loop tiling": ("tile",),
+    "loop unrolling": ("unroll",),
+}
+"""Every row of the thesis' table 4.3 (METHOD 1.2), by the instructions that it is here."""
+
+
+def test_every_row_of_the_thesis_is_there_and_has_cases():
+    names = {name for row in THESIS.values() for name in row}
+    assert names <= set(INSTRUCTIONS)
+    assert names <= set(CASES)
+
+
 def test_every_instruction_has_a_case():
     assert set(CASES) == set(INSTRUCTIONS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import torch
+from compiling import lowered, outputs_of
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.operators.seeds import seeds
 from gos_adapt.operators.text import parse
 from gos_adapt.operators.torch_form import TorchOperator
+from tvm_passes.schedules import Cpu
 
 reproducibly = settings(
     derandomize=True,
@@ -265,6 +267,19 @@ def test_the_onnx_form_computes_the_meaning_in_onnx_runtime(graph):
     known = {value.name for value in session.get_inputs()}
     feeds = {f"x{k}": array for k, array in enumerate(inputs) if f"x{k}" in known}
     assert_close(session.run(["y"], feeds)[0], expected)
+
+
+@settings(reproducibly, max_examples=12)
+@given(operators())
+def test_the_onnx_form_computes_the_meaning_after_the_whole_compiler(graph):
+    inputs, weights = arrays(graph)
+    expected = meaning(graph, inputs, weights)
+    model = to_onnx(graph, weights)
+    read = {name for node in model.graph.node for name in node.input}
+    assume(any(value.name in read for value in model.graph.input))  # of constants nothing is left to compile
+    feeds = [inputs[int(value.name.removeprefix("x"))] for value in model.graph.input]
+    (actual,) = outputs_of(lowered(model, Cpu(lanes=8, registers=16, threads=2), batch=2), *feeds)
+    assert_close(actual, expected)
 
 
 @reproducibly

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from scipy.signal import correlate, correlate2d
+from scipy.special import expit
 
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.canonical import canonicalise
@@ -160,6 +161,28 @@ def dilated_in_time():
     return Found(b, reference)
 
 
+def gru_step():
+    """In place of an LSTM's: a gated recurrent unit on 5 inputs with a state of 3 behind them.
+
+    Reference: Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014, equations 5 to 8.
+    """
+    b = Builder()
+    both = b.input(8)
+    gates = b.apply("sigmoid", b.bias(b.apply("matrix_product", both, channels=6)))
+    reset, update = (b.apply("channel_slice", gates, start=3 * k, stop=3 * k + 3) for k in range(2))
+    x, state = (b.apply("channel_slice", both, start=start, stop=stop) for start, stop in ((0, 5), (5, 8)))
+    kept = b.apply("concat", x, b.apply("hadamard", reset, state))
+    new = b.apply("tanh", b.bias(b.apply("matrix_product", kept, channels=3)))
+    b.apply("add", new, b.apply("hadamard", update, b.apply("subtract", state, new)))
+
+    def reference(both, w, a, v, c):
+        reset, update = np.split(expit(both @ w + a), 2)
+        new = np.tanh(np.concatenate([both[:5], reset * both[5:]]) @ v + c)
+        return update * both[5:] + (1 - update) * new
+
+    return Found(b, reference)
+
+
 def tanh_mlp():
     """In place of a random forest."""
     b = Builder()
@@ -189,6 +212,7 @@ FOUND = {
     "late, depthwise, pooled": late_depthwise_pooled(),
     "early, plain 5x5": early_plain(),
     "dilated in time": dilated_in_time(),
+    "GRU step": gru_step(),
     "tanh MLP": tanh_mlp(),
     "linear smoother": linear_smoother(),
 }
