@@ -240,8 +240,8 @@ class SiteResult:
         name: `Site.name`.
         kind: `Site.kind`.
         overlaps: Names of the sites that share nodes with it (a branch and its layers).
-        chosen: Whether selection gave it to a search.
-        reason: Why it was chosen or not, and why it kept its operator if it did.
+        searched: Whether selection gave it to a search.
+        reason: Why it was searched or not, and why it kept its operator if it did.
         original: What it computed.
         replacement: What it computes now; None when it kept its operator.
         retrained: Whether it kept its operator and its weights were trained with the replacements.
@@ -251,7 +251,7 @@ class SiteResult:
     name: str
     kind: str
     overlaps: tuple[str, ...]
-    chosen: bool
+    searched: bool
     reason: str
     original: OperatorSummary
     replacement: OperatorSummary | None
@@ -372,13 +372,13 @@ class Result:
 
     @property
     def amdahl_bound(self) -> float | None:
-        """Speed-up if the chosen sites cost nothing, of overlapping ones the largest; None when that has no bound.
+        """Speed-up if the searched sites cost nothing, of overlapping ones the largest; None when that has no bound.
 
         Reference: Amdahl's law on kernel latencies.
         """
         counted: list[SiteResult] = []
-        chosen = [site for site in self.sites if site.chosen and site.original.latency.ok]
-        for site in sorted(chosen, key=lambda site: -site.original.latency.median_s):
+        searched = [site for site in self.sites if site.searched and site.original.latency.ok]
+        for site in sorted(searched, key=lambda site: -site.original.latency.median_s):
             if not any(site.name in other.overlaps or other.name in site.overlaps for other in counted):
                 counted.append(site)
         bound = amdahl_bound(self.profile.kernels.value, sum(site.original.latency.median_s for site in counted))

@@ -67,7 +67,7 @@ def summarise_sites(adapted: Adapted, before: Profile, after: Profile) -> tuple[
             name=site.name,
             kind=site.kind,
             overlaps=tuple(other.name for other in adapted.sites if other is not site and overlaps(site, other)),
-            chosen=any(site.name in step.selection.group for step in adapted.steps),
+            searched=any(site.name in step.selection.group for step in adapted.steps),
             reason=reasons.get(site.name)
             or (f"replaced with {inside[site.name]}" if inside[site.name] else "its surroundings were replaced"),
             original=_operator(site.operator, kernels_of(site, before), before),

@@ -95,7 +95,7 @@ def _nothing_clauses(result: Result) -> list[str]:
     latency, against = result.latency, _comparisons(result)
     against.pop("original", None)
     candidates = [candidate for group in result.search for candidate in group.candidates]
-    if not any(site.chosen for site in result.sites):
+    if not any(site.searched for site in result.sites):
         why = "nothing to gain: no site is worth replacing"
     elif not any(candidate.feasible for candidate in candidates):
         why = "nothing was replaced: no candidate met the constraints"

@@ -129,7 +129,7 @@ def example_result() -> Result:
             name=f"/stage2/block{i}/conv1/Relu_output_0",
             kind="conv",
             overlaps=(),
-            chosen=True,
+            searched=True,
             reason="among the slowest; its likes are treated together",
             original=conv,
             replacement=separable,
@@ -143,7 +143,7 @@ def example_result() -> Result:
             name=f"/stage3/block{i}/Relu_1_output_0",
             kind="branch",
             overlaps=(),
-            chosen=i == 2,
+            searched=i == 2,
             reason="highest latency" if i == 2 else "only 10 % of the latency, and its accuracy share is unknown",
             original=branch,
             replacement=identity if i == 2 else None,
@@ -263,7 +263,7 @@ def without_replacements() -> Result:
     """Nothing was worth replacing: no search."""
     result = example_result()
     sites = tuple(
-        replace(site, chosen=False, reason="too small a share", replacement=None, retrained=False, lineage=())
+        replace(site, searched=False, reason="too small a share", replacement=None, retrained=False, lineage=())
         for site in result.sites
     )
     return _original_delivered(replace(result, sites=sites, search=()))

@@ -343,7 +343,7 @@ def _state(site: SiteResult) -> Literal["replaced", "retrained", "searched", "le
         return "replaced"
     if site.retrained:
         return "retrained"
-    return "searched" if site.chosen else "left alone"
+    return "searched" if site.searched else "left alone"
 
 
 def _pareto(group: GroupSearch, parameters: dict[str, int], price: Price) -> Pareto:

@@ -118,7 +118,7 @@ def test_the_report_says_what_was_found_and_why() -> None:
 
 def test_the_report_says_how_much_no_replacement_can_take_away() -> None:
     assert (
-        "The chosen sites take 41.8 % of that; whatever replaces them, the other 58.2 % stay."
+        "The searched sites take 41.8 % of that; whatever replaces them, the other 58.2 % stay."
         in Elements(render(example_result())).text
     )
 
