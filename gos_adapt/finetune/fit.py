@@ -60,8 +60,8 @@ DEFAULT = FitSettings()
 THOROUGH = FitSettings(steps=800, learning_rate=0.01, macs=4e10)
 """For candidates that may go into the model: these seconds keep more accuracy than as many of distillation."""
 LONG = FitSettings(steps=3200, learning_rate=0.01, macs=1.6e11)
-"""For what is trained for minutes afterwards: ResNet-20 with three shortcuts, all that stays fitted so in 40 s, is 0.128
-of a constant answer's distance from the original; without any fit, after 140 steps of training, 50 s, 0.210."""
+"""For what is trained for minutes afterwards: ResNet-20 with three shortcuts, all that stays fitted so in 40 s, is
+0.128 of a constant answer's distance from the original; without any fit, after 140 steps of training, 50 s, 0.210."""
 
 
 @dataclass(frozen=True)

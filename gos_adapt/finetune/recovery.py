@@ -292,20 +292,20 @@ class Teacher:
             errors.append(self.label_weight * unlike / self._uncertainty)
         return torch.stack(errors).sum()
 
-    def loss(self, model: Model) -> float:
+    def loss(self, model: Model, n: int | None = None) -> float:
         """Distance of a model's outputs on mixed pairs of selection inputs; infinite if it computes what is no number.
 
         Such mixtures were in no training of either, though the original may have seen the samples. Where labels count,
-        the original itself has a loss, too.
+        the original itself has a loss, too. `n` pairs are enough to compare sets that are far apart; all by default.
         """
         executor, name = TorchExecutor(model.proto), learnt_output(model, self._task)
+        exam = self._exam if n is None else self._exam[: -(-n // BATCH)]
 
         def loss_of(lesson: Lesson) -> float:
             computed = self._compute(executor, lesson.inputs, (name,))
             return float(self.distance({self._output: computed[name]}, lesson))
 
-        losses = [len(lesson.inputs) * loss_of(lesson) for lesson in self._exam]
-        loss = sum(losses) / self._task.selection.n
+        loss = sum(len(lesson.inputs) * loss_of(lesson) for lesson in exam) / sum(len(lesson.inputs) for lesson in exam)
         return loss if math.isfinite(loss) else math.inf
 
     @cached_property

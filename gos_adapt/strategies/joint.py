@@ -28,7 +28,7 @@ import torch
 
 from gos_adapt.finetune.adapted import AdaptedModel
 from gos_adapt.finetune.distil import fit_in_order
-from gos_adapt.finetune.fit import DEFAULT, LONG
+from gos_adapt.finetune.fit import DEFAULT, LONG, FitSettings
 from gos_adapt.finetune.loss import SAMPLES, LossJudge
 from gos_adapt.finetune.recovery import with_retrained
 from gos_adapt.model.sites import find_sites
@@ -38,13 +38,13 @@ from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import timed
 from gos_adapt.search.search import seed_candidates
+from gos_adapt.strategies.exchange import exchanged
 from gos_adapt.strategies.setting import QUICK, Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gos_adapt.finetune.fit import FitSettings
     from gos_adapt.finetune.recovery import Recovered
     from gos_adapt.model.model import Replacement, Site
     from gos_adapt.profiling.profile import Profile
@@ -62,6 +62,10 @@ HEATS_SHARE, HEAT_STEPS = 0.24, 400
 """Of the time of a race, for its heats, each twice as long as the one before; and the steps of training that a set must
 have in the first heat to show anything: fewer sets run otherwise. Early heats mislead: on ResNet-56 the divergence of
 15 shortcuts was 5.83 after 135 steps, that of 27 milder replacements 4.58, and after 500 more 2.96 and 3.44."""
+EXCHANGE_SHARE, GLANCE_SAMPLES, GLANCED = 0.1, 256, 1024
+"""Of the time of a race, for finding better sets by their loss after a short fit of everything; the samples for these
+fits, and for these losses."""
+GLANCE = FitSettings(steps=800, learning_rate=0.01, macs=1e10)
 FIT_SHARE = 0.5
 GENERATIONS = 4
 LONG_S, FIT_SAMPLES = 300.0, 2048
@@ -191,6 +195,10 @@ class Joint(Setting):
         sets, notes = table.sets(goal_s, plan.runners, SETS_SHARE * self.time_left(), patient=True)
         if not sets:
             return (), None, notes
+        if plan.long and self.request.train_all and not notes:
+            seconds = EXCHANGE_SHARE * plan.seconds / len(sets)
+            improved = [self._exchanged(rows, table, goal_s, seconds) for rows in sets]
+            sets = list({frozenset(rows): rows for rows in improved}.values())
         chosen, recovered = self._race(sets, "goal", plan, math.inf, PASSES, deliver=True)
         lost = self.drop(recovered.score)
         if lost >= self.request.epsilon:
@@ -199,6 +207,42 @@ class Joint(Setting):
                 f"{self.request.epsilon:g} that is acceptable otherwise.",
             )
         return chosen, recovered, notes
+
+    def _exchanged(self, start: RowSet, table: Table, goal_s: float, seconds: float) -> RowSet:
+        """Improve a set with operators of its families, by the loss of all together with all that stays fitted."""
+        journal, time_left = self.folder.journal, self.clock(None, seconds)
+        key = f"exchanged:{self._set_key(start)}"
+        finished: int | None = journal.get(key)
+        asked: list[float] = []
+
+        def loss(rows: RowSet) -> float:
+            own = f"joint:{self._set_key(rows)}"
+            if own not in journal:
+                fitted = self._fit(rows, GLANCE, GLANCE_SAMPLES)
+                journal.put(own, min(self._teacher.loss(splice(self.model, fitted), GLANCED), ENDLESS_S))
+            asked.append(journal.get(own))
+            return asked[-1]
+
+        def reaches(rows: RowSet) -> bool:
+            return table.reaches(rows, goal_s)
+
+        def goes_on() -> bool:
+            return time_left() > 0 if finished is None else len(asked) < finished
+
+        families = {row.family for row in start}
+        rows = [row for row in table.rows if row.family in families]
+        with self.progress.stage("exchange replacements"):
+            best = exchanged(start, rows, loss, reaches, goes_on)
+        if finished is None:
+            journal.put(key, len(asked))
+        self.progress.note(
+            f"{', '.join(sorted(families))}: {len(asked)} sets compared, joint loss after fitting {asked[0]:.4f}, "
+            f"least {journal.get(f'joint:{self._set_key(best)}'):.4f}"
+        )
+        return best
+
+    def _set_key(self, rows: RowSet) -> str:
+        return graph_key(splice(self.model, [row.replacement for row in rows]))
 
     def _fastest(self, table: Table, profile: Profile) -> Choice:
         """The fastest step of the ladder that keeps the accuracy after a short race, then trained on."""
@@ -286,29 +330,37 @@ class Joint(Setting):
         return self.recover(replacements, name, seconds=seconds, steps=steps, train_all=train_all)
 
     def _fitted(self, chosen: RowSet, settings: FitSettings) -> tuple[Replacement, ...]:
-        """Fit the chosen in model order, or read from a file what was fitted before.
-
-        With `train_all` what stays is fitted, too: it makes up for what the replacements before it lack.
-        """
-        replacements = [row.replacement for row in chosen]
-        if self.request.train_all:
-            replacements = [*with_retrained(self.model, replacements)]
-        by_site = {replacement.site: replacement for replacement in replacements}
-        adapted = AdaptedModel(self.model, [site for site in find_sites(self.model) if site.name in by_site])
-        ordered = [by_site[site.name] for site in adapted.sites]
+        """Fit, or read from a file what was fitted before."""
+        ordered = self._ordered(chosen)
         key = f"fitted:{settings.steps}:{graph_key(splice(self.model, ordered))}"
         file = arrays_file("fitted", key)
         if key not in self.folder.journal:
-            assert self.task is not None
-            samples, _ = self.task.training.part(slice(0, FIT_SAMPLES)).arrays()
-            with torch.no_grad():
-                start = adapted.at_first_cut(torch.from_numpy(samples))
-            operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]
             with self.progress.stage("fit in model order"):
-                fitted = fit_in_order(adapted, start, operators, initial, settings)
-            self.save_weights(file, [operator.weights() for operator in fitted])
+                fitted = self._fit(chosen, settings, FIT_SAMPLES)
+            self.save_weights(file, [replacement.weights for replacement in fitted])
             self.folder.journal.put(key, True)
         return self.with_weights(file, ordered)
+
+    def _fit(self, chosen: RowSet, settings: FitSettings, n: int) -> tuple[Replacement, ...]:
+        """Fit the chosen in model order on `n` samples."""
+        assert self.task is not None
+        ordered = self._ordered(chosen)
+        sites = {site.name: site for site in find_sites(self.model)}
+        adapted = AdaptedModel(self.model, [sites[replacement.site] for replacement in ordered])
+        samples, _ = self.task.training.part(slice(0, n)).arrays()
+        with torch.no_grad():
+            start = adapted.at_first_cut(torch.from_numpy(samples))
+        operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]
+        fitted = fit_in_order(adapted, start, operators, initial, settings)
+        return tuple(replace(r, weights=operator.weights()) for r, operator in zip(ordered, fitted, strict=True))
+
+    def _ordered(self, chosen: RowSet) -> tuple[Replacement, ...]:
+        """The chosen in model order; with `train_all` what stays, too, which makes up for what they lack."""
+        replacements: Sequence[Replacement] = [row.replacement for row in chosen]
+        if self.request.train_all:
+            replacements = with_retrained(self.model, replacements)
+        order = {name: i for i, node in enumerate(self.model.proto.graph.node) for name in node.output}
+        return tuple(sorted(replacements, key=lambda replacement: order[replacement.site]))
 
 
 def _heat_share(runners: int, heat: int) -> float:

@@ -165,6 +165,10 @@ class Table:
         nearest = max(timed, key=lambda pair: pair[0].saved_s, default=None)
         return [nearest[1]] if nearest else [], (missed,)
 
+    def reaches(self, chosen: RowSet, goal_s: float) -> bool:
+        """Whether a set has a latency, timed as a whole beside the original."""
+        return self._ratio(chosen) * self._profile.whole.median_s <= goal_s
+
     def _sources(self, saving_s: float) -> list[_Source]:
         """All families of seeds, each of them, all rows, and what searches ranked alike.
 

@@ -220,6 +220,21 @@ def test_heats_share_the_time_of_a_race_and_double(runners):
     assert all(later == pytest.approx(2 * sooner) for sooner, later in pairwise(heats))
 
 
+def test_exchanges_lower_the_joint_loss_and_are_repeated_as_they_were(faster, model, workbench, tmp_path):
+    without(faster, tmp_path)
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None, train_all=True) as strategy:
+        made = table_of(strategy)()
+        goal_s = strategy.profiles("original", model)[0].whole.median_s / 1.01
+        shortcuts = [row for row in made.rows if row.family == "shortcut"]
+        start = (max(shortcuts, key=lambda row: row.option.loss),)
+        best = strategy._exchanged(start, made, goal_s, math.inf)
+        losses = [strategy.folder.journal.get(f"joint:{strategy._set_key(rows)}") for rows in (start, best)]
+        assert losses[1] <= losses[0]
+        known = len(strategy.folder.journal)
+        assert strategy._exchanged(start, made, goal_s, 0.0) == best
+        assert len(strategy.folder.journal) == known
+
+
 def test_how_much_two_sets_share():
     assert table.shared([1, 2, 3, 4], []) == 0
     assert table.shared([1, 2, 3, 4], [(5,), (4,), (1, 2, 9)]) == 0.5

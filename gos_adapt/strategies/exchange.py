@@ -1,0 +1,70 @@
+"""Improve a set of replacements by exchanging one for another.
+
+The loss that each replacement causes alone says little of what they cause together, once all that stays is fitted to
+make up for them: of eight sets of three shortcuts in ResNet-20, about as fast and with losses that add up to 27 to 50,
+the sum ranked the set first that was third after training, and those that ended at 0.110 and 0.229 next to each other.
+The joint loss after fitting everything ranked all eight as training did, but for one exchange of neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gos_adapt.strategies.table import Row, RowSet
+
+SLACK = 0.05
+"""Of the latency that the set saves, added up: sets that save less than that are not tried."""
+
+
+def exchanged(
+    start: RowSet,
+    rows: Sequence[Row],
+    loss: Callable[[RowSet], float],
+    reaches: Callable[[RowSet], bool],
+    goes_on: Callable[[], bool],
+) -> RowSet:
+    """Exchange single rows of a set while that lowers its joint loss.
+
+    Args:
+        start: The set to begin with.
+        rows: What may come in.
+        loss: Of all replacements together; asked before `reaches`, once for each set.
+        reaches: Whether a set has the latency that was asked for.
+        goes_on: Whether there is time for another loss.
+
+    Returns:
+        The last set that was better than the one before; `start` if there was none.
+    """
+    least_s = (1 - SLACK) * sum(row.option.saves_s for row in start)
+    seen = {frozenset(start)}
+    best, best_loss, improved = start, loss(start), True
+    while improved:
+        improved = False
+        for chosen in _neighbours(best, rows, least_s):
+            if frozenset(chosen) in seen:
+                continue
+            if not goes_on():
+                return best
+            seen.add(frozenset(chosen))
+            found = loss(chosen)
+            if found < best_loss and reaches(chosen):
+                best, best_loss, improved = chosen, found, True
+                break
+    return best
+
+
+def _neighbours(chosen: RowSet, rows: Sequence[Row], least_s: float) -> Iterator[RowSet]:
+    """Sets that differ in one row and save enough, those with the least losses, added up, first."""
+    found = []
+    for k in range(len(chosen)):
+        rest = (*chosen[:k], *chosen[k + 1 :])
+        covered = frozenset[str]().union(*(row.option.nodes for row in rest))
+        saved_s, cost = sum(row.option.saves_s for row in rest), sum(row.option.loss for row in rest)
+        for row in rows:
+            if row not in chosen and covered.isdisjoint(row.option.nodes) and saved_s + row.option.saves_s >= least_s:
+                exchange = tuple(sorted((*rest, row), key=lambda one: one.site.name))
+                found.append((cost + row.option.loss, exchange))
+    return (exchange for _, exchange in sorted(found, key=lambda pair: pair[0]))
