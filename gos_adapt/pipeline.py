@@ -397,7 +397,7 @@ def _notes(task: Task | None, adapted: Adapted, kernels: Iterable[KernelLatency]
         )
     notes += adapted.notes
     if retrained := sum(replacement.retrained for replacement in adapted.replacements):
-        notes.append(f"{retrained} operators stayed as they were, and were trained with the replacements.")
+        notes.append(f"{retrained} operators stayed, their weights trained with the replacements.")
     notes += _slow(kernels)
     notes.append(f"Evaluations in the journal: {len(folder.journal)}.")
     return tuple(notes)

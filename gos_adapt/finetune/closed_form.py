@@ -45,7 +45,7 @@ class Solved(NamedTuple):
 
     Attributes:
         weights: In weight order.
-        optimal: Whether all were solved for: then no others have less error.
+        optimal: Whether all were solved for, and nothing else depends on what they make: no others have less error.
     """
 
     weights: tuple[Tensor, ...]
@@ -67,7 +67,8 @@ def solve_last_layers(
     values = dict(zip(operator.weights, weights, strict=True))
     problem = _Problem(operator, values, inputs, rng)
     problem.solve(_Wanted(len(operator.nodes) - 1, target, torch.arange(target.shape[1])))
-    return Solved(tuple(values[i] for i in operator.weights), problem.solved == set(operator.weights))
+    optimal = problem.solved == set(operator.weights) and not problem.shared
+    return Solved(tuple(values[i] for i in operator.weights), optimal)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class _Problem:
     rng: np.random.Generator
     consumers: dict[int, int] = field(init=False)
     solved: set[int] = field(default_factory=set)  # weight leaves
+    shared: set[int] = field(default_factory=set)  # nodes that were given a target, and that others read, too
 
     def __post_init__(self) -> None:
         uses = [a for node in self.operator.nodes for a in node.args]
@@ -111,6 +113,8 @@ class _Problem:
     def solve(self, wanted: _Wanted) -> None:
         """Descend from a node and its target to the layers below it."""
         node = self.operator.nodes[wanted.node]
+        if self.consumers[wanted.node] > 1:
+            self.shared.add(wanted.node)
         if node.op in LAYERS and self.is_free(node.args[1]):
             self._solve_layer(wanted, node)
         elif node.op in _TARGETS:
@@ -126,14 +130,14 @@ class _Problem:
         with torch.no_grad():
             return torch.cat([module(chunk) for chunk in torch.split(self.inputs, 4 * CHUNK)])
 
-    def leads_to_layer(self, node: int) -> bool:
-        """Whether `solve` would find a layer below this node."""
+    def solvable(self, node: int) -> int:
+        """How many weights of layers `solve` would find below a node."""
         below = self.operator.nodes[node]
-        if below.op in LAYERS:
-            return self.is_free(below.args[1])
-        return below.op in _TARGETS and any(
-            self.leads_to_layer(a) for a in below.args if self.operator.nodes[a].op != WEIGHT
-        )
+        if below.op in LAYERS and self.is_free(below.args[1]):
+            return self.weights[below.args[1]].numel()
+        if below.op not in _TARGETS:
+            return 0
+        return max(self.solvable(a) for a in below.args if self.operator.nodes[a].op != WEIGHT)
 
     def is_free(self, leaf: int) -> bool:
         """Whether a node is a weight leaf that nothing else reads."""
@@ -225,9 +229,8 @@ def _below_bias(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]
 
 
 def _below_add(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    fixed, solved = node.args
-    if not problem.leads_to_layer(solved):
-        fixed, solved = solved, fixed
+    solved = max(reversed(node.args), key=problem.solvable)
+    fixed = node.args[0] if solved == node.args[1] else node.args[1]
     return [wanted.without(solved, problem.value(fixed))]
 
 
@@ -360,8 +363,8 @@ def _balanced(mix: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_map(values: Tensor) -> Tensor:
-    """Return ``(n, c, h, w)``; a vector is a map of one position."""
-    return values[..., None, None] if values.ndim == 2 else values
+    """Return ``(n, c, h, w)``; a vector is a map of one position, and other shapes are maps of one column."""
+    return values if values.ndim == 4 else values.reshape(*values.shape[:2], -1, 1)
 
 
 def _patches(padded: Tensor, rows: Tensor, columns: Tensor, layer: _Layer) -> Tensor:

@@ -122,7 +122,7 @@ def fit(
         solved = closed_form(attempts[0].weights)
         attempts.append(attempt("closed form", solved.weights))
         best = min(attempts, key=lambda a: a.error)
-        if best.error > EXACT and not solved.optimal:
+        if best.error > EXACT and not solved.optimal and settings.steps:
             trained = _train(operator, best.weights, inputs[held_out:], wanted[held_out:], settings, rng)
             attempts.append(attempt("gradient", trained))
             attempts.append(attempt("gradient, closed form", closed_form(trained).weights))

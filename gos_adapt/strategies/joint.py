@@ -6,6 +6,8 @@
     table: for each site and each of these operators: latency saved, loss caused                   (`table`)
     sets that reach the latency asked for at the least loss: of one family of operators each, and of all
                                                                             (`programme`)
+    exchange single replacements while the joint loss falls, if all layers are trained and there are minutes for it
+                                                                            (`exchange`)
     race: fit each set in model order, each site behind the replacements before it, train it a little, keep the better
         half, until one is left                                             (METHOD 1.4.2)
     recover: train that one for all the time that is left                   (METHOD 1.4.4)
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from gos_adapt.finetune.adapted import AdaptedModel
+from gos_adapt.finetune.capture import MIN_SAMPLES
 from gos_adapt.finetune.distil import fit_in_order
 from gos_adapt.finetune.fit import DEFAULT, LONG, FitSettings
 from gos_adapt.finetune.loss import SAMPLES, LossJudge
@@ -43,7 +46,7 @@ from gos_adapt.strategies.setting import QUICK, Adapted, Setting, Step, graph_ke
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gos_adapt.finetune.recovery import Recovered
     from gos_adapt.model.model import Replacement, Site
@@ -58,19 +61,22 @@ RELATIVES_SHARE, SEARCH_SHARE, SETS_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.3, 0.15
 reaches the latency asked for; and, where none is asked for, for timing the sets of a trial, and again for its race."""
 SEARCH_S = 45.0
 """At most, for one kind of site: what comes later are small changes of what was found."""
-HEATS_SHARE, HEAT_STEPS = 0.24, 400
+HEATS_SHARE, HEAT_STEPS = 0.24, 150
 """Of the time of a race, for its heats, each twice as long as the one before; and the steps of training that a set must
-have in the first heat to show anything: fewer sets run otherwise. Early heats mislead: on ResNet-56 the divergence of
-15 shortcuts was 5.83 after 135 steps, that of 27 milder replacements 4.58, and after 500 more 2.96 and 3.44."""
-EXCHANGE_SHARE, GLANCE_SAMPLES, GLANCED = 0.1, 256, 1024
-"""Of the time of a race, for finding better sets by their loss after a short fit of everything; the samples for these
+have in the first heat to show more than its fit: fewer are trained otherwise. Early heats mislead where what stays is
+not fitted: on ResNet-56 15 shortcuts were behind 27 milder replacements after 135 steps, and ahead after 635."""
+EXCHANGE_SHARE, COARSE_SAMPLES, COARSE_PAIRS = 0.1, 256, 1024
+"""Of the time of a race, for finding better sets by their loss after coarse fits of everything; the samples for these
 fits, and for these losses."""
-GLANCE = FitSettings(steps=800, learning_rate=0.01, macs=1e10)
+COARSE = FitSettings(steps=800, learning_rate=0.01, macs=1e10)
+"""On a branch of ResNet-20 44 steps."""
 FIT_SHARE = 0.5
 GENERATIONS = 4
-LONG_S, FIT_SAMPLES = 300.0, 2048
-"""Seconds of a race from which on sets are fitted for long, and the samples for it; a race of seconds has no time for
-that."""
+FITS_SHARE, RACE_SAMPLES, RACE_BYTES = 0.05, 2048, 2**30
+"""Of the time of a race, for its fits; the samples for them, and what inputs and outputs of one operator may take on
+all of these: fewer are taken where they are larger."""
+FIT_S = 2.5
+"""Time of a multiply-accumulate in a fit, in small batches and with what is computed beside, over that in training."""
 ANY_LOSS = 1e6
 """In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
 MOST_SETS = 4
@@ -90,14 +96,24 @@ class _Race(NamedTuple):
     """What a race can afford.
 
     Attributes:
-        runners: Sets that run.
-        long: Whether they are fitted for long before.
-        seconds: For fits, heats and the last training together.
+        runners: Sets that are trained.
+        seconds: For exchanges, fits, heats and the last training together.
+        macs: For the fit of one operator.
     """
 
     runners: int
-    long: bool
     seconds: float
+    macs: float
+
+    @property
+    def contenders(self) -> int:
+        """Sets that are fitted: where there are minutes for that, one more than the one that is trained."""
+        return self.runners if self.fitting == DEFAULT else max(2, self.runners)
+
+    @property
+    def fitting(self) -> FitSettings:
+        """Of every operator."""
+        return replace(LONG, macs=self.macs) if self.macs > DEFAULT.macs else DEFAULT
 
 
 class Joint(Setting):
@@ -191,11 +207,12 @@ class Joint(Setting):
 
     def _reached(self, table: Table, goal_s: float) -> Choice:
         """What keeps most of those sets that reach a latency."""
-        plan = self._planned("goal", (1 - SETS_SHARE) * self.time_left())
-        sets, notes = table.sets(goal_s, plan.runners, SETS_SHARE * self.time_left(), patient=True)
+        planned = self._planned("sets", (1 - SETS_SHARE) * self.time_left())
+        sets, notes = table.sets(goal_s, planned.contenders, SETS_SHARE * self.time_left(), patient=True)
         if not sets:
             return (), None, notes
-        if plan.long and self.request.train_all and not notes:
+        plan = self._planned("goal", self.time_left())
+        if plan.fitting != DEFAULT and self.request.train_all and not notes:
             seconds = EXCHANGE_SHARE * plan.seconds / len(sets)
             improved = [self._exchanged(rows, table, goal_s, seconds) for rows in sets]
             sets = list({frozenset(rows): rows for rows in improved}.values())
@@ -209,37 +226,30 @@ class Joint(Setting):
         return chosen, recovered, notes
 
     def _exchanged(self, start: RowSet, table: Table, goal_s: float, seconds: float) -> RowSet:
-        """Improve a set with operators of its families, by the loss of all together with all that stays fitted."""
-        journal, time_left = self.folder.journal, self.clock(None, seconds)
-        key = f"exchanged:{self._set_key(start)}"
-        finished: int | None = journal.get(key)
-        asked: list[float] = []
+        """Improve a set by the loss of all replacements together, with all that stays fitted."""
+        journal, key = self.folder.journal, f"exchanged:{goal_s!r}:{self._set_key(start)}"
+        if key not in journal:
+            time_left = self.clock(None, seconds)
+            losses: list[float] = []
 
-        def loss(rows: RowSet) -> float:
-            own = f"joint:{self._set_key(rows)}"
-            if own not in journal:
-                fitted = self._fit(rows, GLANCE, GLANCE_SAMPLES)
-                journal.put(own, min(self._teacher.loss(splice(self.model, fitted), GLANCED), ENDLESS_S))
-            asked.append(journal.get(own))
-            return asked[-1]
+            def loss(rows: RowSet) -> float:
+                own = f"joint:{self._set_key(rows)}"
+                if own not in journal:
+                    fitted = self._fit(rows, COARSE, COARSE_SAMPLES)
+                    journal.put(own, min(self._teacher.loss(splice(self.model, fitted), COARSE_PAIRS), ANY_LOSS))
+                losses.append(journal.get(own))
+                return losses[-1]
 
-        def reaches(rows: RowSet) -> bool:
-            return table.reaches(rows, goal_s)
-
-        def goes_on() -> bool:
-            return time_left() > 0 if finished is None else len(asked) < finished
-
-        families = {row.family for row in start}
-        rows = [row for row in table.rows if row.family in families]
-        with self.progress.stage("exchange replacements"):
-            best = exchanged(start, rows, loss, reaches, goes_on)
-        if finished is None:
-            journal.put(key, len(asked))
-        self.progress.note(
-            f"{', '.join(sorted(families))}: {len(asked)} sets compared, joint loss after fitting {asked[0]:.4f}, "
-            f"least {journal.get(f'joint:{self._set_key(best)}'):.4f}"
-        )
-        return best
+            with self.progress.stage("exchange replacements"):
+                best = exchanged(
+                    start, table.rows, loss, lambda rows: table.reaches(rows, goal_s), lambda: time_left() > 0
+                )
+            self.progress.note(
+                f"{len(best)} replacements: joint loss after fitting {losses[0]:.4f}, "
+                f"{journal.get(f'joint:{self._set_key(best)}'):.4f} after comparing {len(losses)} sets"
+            )
+            journal.put(key, [table.rows.index(row) for row in best])
+        return tuple(table.rows[i] for i in journal.get(key))
 
     def _set_key(self, rows: RowSet) -> str:
         return graph_key(splice(self.model, [row.replacement for row in rows]))
@@ -258,7 +268,7 @@ class Joint(Setting):
                 if self.time_left() < 3 * plan.seconds:  # its sets, its race, and the training of what was found
                     break
                 self.folder.journal.put(name, True)
-            sets, missed = table.sets(whole_s / ladder[middle], plan.runners, plan.seconds)
+            sets, missed = table.sets(whole_s / ladder[middle], plan.contenders, plan.seconds)
             if missed or not sets:
                 high = middle
                 continue
@@ -283,45 +293,63 @@ class Joint(Setting):
         if key not in self.folder.journal:
             enough_s = HEAT_STEPS * self.step_s
             possible = [n for n in range(2, MOST_SETS + 1) if _heat_share(n, 0) * seconds >= n * enough_s]
-            self.folder.journal.put(key, [max(possible, default=1), seconds >= LONG_S, seconds])
+            runners = max(possible, default=1)
+            self.folder.journal.put(key, [runners, seconds, self._fit_macs(FITS_SHARE * seconds / runners)])
         return _Race(*self.folder.journal.get(key))
+
+    def _fit_macs(self, seconds: float) -> float:
+        """Multiply-accumulates for the fit of one operator, if those of all have so many seconds, about."""
+        assert self.task is not None
+        whole = with_retrained(self.model, ())
+        # a step: the original's answers, and three times as much to learn from them
+        step = 4 * self.task.batch * sum(replacement.operator.macs for replacement in whole)
+        return seconds * step / (FIT_S * self.step_s * len(whole)) if self.step_s else DEFAULT.macs
 
     def _race(
         self, sets: Sequence[RowSet], name: str, plan: _Race, seconds: float, passes: float, *, deliver: bool = False
     ) -> tuple[RowSet, Recovered]:
-        """Train all a little, keep the better half, and again for longer; then train the one that is left to the end.
+        """Fit all; train the best a little, keep the better half, and again for longer; train what is left to the end.
 
         Args:
-            sets: That run.
+            sets: That are fitted.
             name: Of the race: a run has each once.
             plan: For it.
             seconds: After which it ends.
             passes: Over the training split, at most, in the last training.
-            deliver: Whether the best of each heat is good enough to be delivered, should nothing better follow.
+            deliver: Whether the best after the fits, and after each heat, is delivered should nothing better follow.
 
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
         time_left = self.clock(None, seconds)
-        fitting = LONG if plan.long else DEFAULT
-        runners = {number: self._fitted(rows, fitting) for number, rows in enumerate(sets)}
+        fitted = {number: self._fitted(rows, plan.fitting) for number, rows in enumerate(sets)}
+        losses = {number: self._teacher.loss(splice(self.model, own)) for number, own in fitted.items()}
+        self._say(sets, losses, "fitted")
+        ranked = sorted(losses, key=losses.__getitem__)
+        runners = {number: fitted[number] for number in ranked[: plan.runners]}
+        if deliver:
+            self.keep(splice(self.model, fitted[ranked[0]]), fitted[ranked[0]])
         heat = 0
         while len(runners) > 1:
-            share_s = _heat_share(len(sets), heat) * plan.seconds / len(runners)
+            share_s = _heat_share(min(len(sets), plan.runners), heat) * plan.seconds / len(runners)
             results = {
                 number: self._recovered(replacements, f"{name}-{number}-{heat}", share_s, passes / 8)
                 for number, replacements in runners.items()
             }
-            for number, result in results.items():
-                family = ", ".join(dict.fromkeys(row.family for row in sets[number]))
-                self.progress.note(f"{len(sets[number])} replacements ({family}): loss {result.loss:.4f}")
-            ranked = sorted(results, key=lambda number: results[number].loss)
+            losses = {number: result.loss for number, result in results.items()}
+            self._say(sets, losses, f"heat {heat + 1}")
+            ranked = sorted(losses, key=losses.__getitem__)
             if deliver:
                 self.keep(results[ranked[0]].model, results[ranked[0]].replacements)
             runners = {number: results[number].replacements for number in ranked[: (len(ranked) + 1) // 2]}
             heat += 1
         ((number, replacements),) = runners.items()
         return sets[number], self._recovered(replacements, name, time_left(), passes)
+
+    def _say(self, sets: Sequence[RowSet], losses: Mapping[int, float], when: str) -> None:
+        for number, loss in losses.items():
+            family = ", ".join(dict.fromkeys(row.family for row in sets[number]))
+            self.progress.note(f"{when}: {len(sets[number])} replacements ({family}): loss {loss:.4f}")
 
     # Recovery
 
@@ -332,22 +360,23 @@ class Joint(Setting):
     def _fitted(self, chosen: RowSet, settings: FitSettings) -> tuple[Replacement, ...]:
         """Fit, or read from a file what was fitted before."""
         ordered = self._ordered(chosen)
-        key = f"fitted:{settings.steps}:{graph_key(splice(self.model, ordered))}"
+        key = f"fitted:{settings.steps}:{settings.macs:.3g}:{graph_key(splice(self.model, ordered))}"
         file = arrays_file("fitted", key)
         if key not in self.folder.journal:
             with self.progress.stage("fit in model order"):
-                fitted = self._fit(chosen, settings, FIT_SAMPLES)
+                fitted = self._fit(chosen, settings, RACE_SAMPLES)
             self.save_weights(file, [replacement.weights for replacement in fitted])
             self.folder.journal.put(key, True)
         return self.with_weights(file, ordered)
 
     def _fit(self, chosen: RowSet, settings: FitSettings, n: int) -> tuple[Replacement, ...]:
-        """Fit the chosen in model order on `n` samples."""
+        """Fit the chosen in model order on at most `n` samples."""
         assert self.task is not None
         ordered = self._ordered(chosen)
         sites = {site.name: site for site in find_sites(self.model)}
         adapted = AdaptedModel(self.model, [sites[replacement.site] for replacement in ordered])
-        samples, _ = self.task.training.part(slice(0, n)).arrays()
+        largest = max(4 * (math.prod(site.input_shape) + math.prod(site.output_shape)) for site in adapted.sites)
+        samples, _ = self.task.training.part(slice(0, min(n, max(MIN_SAMPLES, RACE_BYTES // largest)))).arrays()
         with torch.no_grad():
             start = adapted.at_first_cut(torch.from_numpy(samples))
         operators, initial = [r.operator for r in ordered], [r.weights for r in ordered]

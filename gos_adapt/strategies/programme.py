@@ -5,8 +5,8 @@
                 Σ x_i over the options that cover a node ≤ 1, for every node of the model
                 Σ x_i ≤ limit,  x_i in {0, 1}
 
-Savings and losses are added up as if sites did not influence each other. Losses so added rank sets, they do not predict
-them. Savings come near, so a set is measured, and another saving asked of the programme, until one just saves enough.
+Savings and losses are added up as if sites did not influence each other. Losses so added find a set to begin with.
+Savings come near, so a set is measured, and another saving asked of the programme, until one just saves enough.
 Solved exactly by HiGHS through `scipy.optimize.milp`.
 """
 

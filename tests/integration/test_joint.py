@@ -19,7 +19,7 @@ from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import Settings
 from gos_adapt.search.search import seed_candidates
-from gos_adapt.strategies import joint, table
+from gos_adapt.strategies import exchange, joint, table
 from gos_adapt.strategies.joint import Joint
 from gos_adapt.strategies.setting import Request
 from gos_adapt.strategies.tuned_latency import timed_tuned
@@ -112,10 +112,19 @@ def test_what_is_replaced_together_makes_the_delivered_model(faster, model):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_best_of_a_heat_can_be_delivered_before_the_last_training(faster):
-    path, _, kept, _ = faster
-    raced = '"recovered:goal-1-0:' in (path / "journal.jsonl").read_text()
-    assert len(kept) == 1 + raced
+def test_something_can_be_delivered_before_the_last_training(faster, model, workbench, tmp_path):
+    without(faster, tmp_path)
+    kept = []
+    with opened(model, workbench, tmp_path / "run", kept, epsilon=0.2, max_sites=None, train_all=True) as strategy:
+        rows = table_of(strategy)().rows
+        sets = [(rows[0],), (next(row for row in rows if row.site is not rows[0].site),)]
+        plan = joint._Race(2, 1e9, 0.0)
+        _, best = strategy._race(sets, "raced", plan, math.inf, 1, deliver=True)
+        assert {r.site for r in kept[0] if not r.retrained} in [{row.site.name for row in one} for one in sets]
+        assert len(kept) == 2
+        assert {r.site for r in kept[1]} == {r.site for r in best.replacements}
+        strategy._race(sets, "raced", plan, math.inf, 1)
+        assert len(kept) == 2
 
 
 def test_every_replaced_site_is_told_with_the_candidate_that_went_there(faster):
@@ -203,7 +212,10 @@ def test_as_many_sets_race_as_can_have_enough_steps_and_a_killed_run_keeps_their
     least_s = 2 * joint.HEAT_STEPS * 0.1 / joint.HEATS_SHARE
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
         strategy.folder.journal.put("step", 0.1)
-        assert strategy._planned("short", 0.99 * least_s).runners == 1
+        short = strategy._planned("short", 0.99 * least_s)
+        assert (short.runners, short.contenders) == (1, 2)
+        hasty = strategy._planned("hasty", 1e-3)
+        assert (hasty.contenders, hasty.fitting) == (1, table.DEFAULT)
         long = strategy._planned("long", 1.01 * least_s)
         assert long.runners == 2
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
@@ -220,18 +232,19 @@ def test_heats_share_the_time_of_a_race_and_double(runners):
     assert all(later == pytest.approx(2 * sooner) for sooner, later in pairwise(heats))
 
 
-def test_exchanges_lower_the_joint_loss_and_are_repeated_as_they_were(faster, model, workbench, tmp_path):
+def test_exchanges_lower_the_joint_loss_and_are_repeated_as_they_were(faster, model, workbench, tmp_path, monkeypatch):
     without(faster, tmp_path)
+    monkeypatch.setattr(table.Table, "reaches", lambda *_: True)
+    monkeypatch.setattr(exchange, "SLACK", 10.0)
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None, train_all=True) as strategy:
         made = table_of(strategy)()
-        goal_s = strategy.profiles("original", model)[0].whole.median_s / 1.01
-        shortcuts = [row for row in made.rows if row.family == "shortcut"]
-        start = (max(shortcuts, key=lambda row: row.option.loss),)
-        best = strategy._exchanged(start, made, goal_s, math.inf)
-        losses = [strategy.folder.journal.get(f"joint:{strategy._set_key(rows)}") for rows in (start, best)]
-        assert losses[1] <= losses[0]
+        by_family = [[row for row in made.rows if row.family == family] for family in {r.family for r in made.rows}]
+        alike = next(rows for rows in by_family if len(rows) > 1)
+        found = {strategy._exchanged((row,), made, 1.0, math.inf) for row in alike}
+        losses = {row: strategy.folder.journal.get(f"joint:{strategy._set_key((row,))}") for row in alike}
+        assert all(losses[best] == min(losses.values()) for (best,) in found)
         known = len(strategy.folder.journal)
-        assert strategy._exchanged(start, made, goal_s, 0.0) == best
+        assert {strategy._exchanged((row,), made, 1.0, 0.0) for row in alike} == found
         assert len(strategy.folder.journal) == known
 
 

@@ -95,6 +95,18 @@ def test_layers_that_were_only_retrained_are_named_and_not_listed_as_replaced(
     assert not any(site.retrained for site in rows if site.replacement)
 
 
+def test_what_is_inside_a_retrained_branch_was_retrained_and_changes_no_count(
+    adapted: Adapted, profile: Profile
+) -> None:
+    branch = next(site for site in adapted.sites if site.kind == "branch")
+    whole = replace(adapted, replacements=(Replacement(branch.name, branch.operator, branch.weights),), steps=())
+    retrained = {site.name for site in summarise_sites(whole, profile, profile) if site.retrained}
+    assert retrained == {site.name for site in adapted.sites if set(site.nodes) <= set(branch.nodes)}
+    assert len(retrained) > 1
+    change = count_macs(whole)
+    assert change.after == change.before
+
+
 def test_only_replacements_change_the_multiply_accumulates(adapted: Adapted) -> None:
     change = count_macs(adapted)
     without = replace(adapted, replacements=tuple(r for r in adapted.replacements if not r.retrained))

@@ -169,6 +169,37 @@ def test_what_no_closed_form_reaches_is_fitted_by_gradients(rest):
     assert found.relative_error < 0.2 * before.relative_error
 
 
+def test_of_two_that_are_added_the_one_with_more_weights_is_solved():
+    graph = operator(PLAIN + "v3 = weight 8\nv4 = channel_scale(v0, v3)\nv5 = add(v2, v4)")
+    weights = weights_of(graph, 1)
+    found = fit(graph, (0 * weights[0], weights[1]), TorchOperator(graph, weights), activations_of(graph))
+    assert found.relative_error < 1e-5
+    assert found.method == "closed form"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "v3 = weight 8x1x3x3\n" + convolution(4, 2, 3, groups=8) + "v5 = concat(v2, v4)",
+        "v3 = tanh(v2)\nv4 = add(v2, v3)",
+    ],
+)
+def test_weights_that_act_in_two_ways_are_not_taken_for_the_optimum(rest):
+    graph = operator(PLAIN + rest)
+    start = [torch.from_numpy(weights) for weights in weights_of(graph, 1)]
+    inputs = activations_of(graph).inputs
+    target = run(TorchOperator(graph, weights_of(graph, 50)), inputs)
+    assert not solve_last_layers(graph, start, inputs, target, np.random.default_rng(0)).optimal
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 6), (8, 4, 3), (8, 2, 3, 2)])
+def test_a_scale_for_each_channel_is_solved_whatever_the_shape(shape):
+    graph = operator(f"v0 = input {'x'.join(map(str, shape))}\nv1 = weight 8\nv2 = channel_scale(v0, v1)")
+    (scale,) = weights_of(graph, 1)
+    found = fit(graph, (np.ones(8, np.float32),), TorchOperator(graph, (scale,)), activations_of(graph))
+    np.testing.assert_allclose(found.weights[0], scale, rtol=1e-4)
+
+
 def test_a_layer_below_a_computed_bias_is_fitted_by_its_closed_form():
     graph = operator(PLAIN + "v3 = weight 8\nv4 = weight 1\nv5 = weight_scale(v3, v4)\nv6 = channel_bias(v2, v5)")
     weights = weights_of(graph, 1)

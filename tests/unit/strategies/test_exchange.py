@@ -19,6 +19,7 @@ class Choice:
 
     site: Place
     option: Option = field(repr=False)
+    family: str = "shortcut"
 
 
 def rows(*losses, saves_s=1.0):
@@ -58,9 +59,10 @@ def test_a_set_that_misses_the_latency_is_not_taken():
     assert names(best) == {"s1"}
 
 
-def test_what_saves_less_or_covers_the_same_is_not_tried():
+def test_what_saves_less_or_covers_the_same_or_is_of_another_family_is_not_tried():
     given = [*rows(1, 2), *rows(0, 0, 0, saves_s=0.5)[2:]]
     inside = Choice(Place("inside"), Option(frozenset({"n1"}), 1.0, 0.0))
+    other = Choice(Place("other"), Option(frozenset({"n9"}), 9.0, 0.0), "narrowed")
     asked = []
 
     def loss(chosen):
@@ -68,7 +70,7 @@ def test_what_saves_less_or_covers_the_same_is_not_tried():
         return 0.0
 
     start = (given[0], given[1])
-    assert exchanged(start, [*given, inside], loss, lambda _: True, lambda: True) == start
+    assert exchanged(start, [*given, inside, other], loss, lambda _: True, lambda: True) == start
     assert asked == [{"s0", "s1"}, {"s0", "inside"}]
 
 
