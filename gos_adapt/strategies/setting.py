@@ -119,7 +119,7 @@ class Adapted:
 
     Attributes:
         model: With all replacements.
-        replacements: In the order they were found.
+        replacements: One a site.
         steps: All searches, also those without effect.
         sites: Of the original.
         selection: The last selection: for every site why it stayed.
