@@ -74,7 +74,7 @@ def summarise_sites(adapted: Adapted, before: Profile, after: Profile) -> tuple[
             replacement=_operator(replaced[site.name].operator, _kernels_after(site, after), after)
             if site.name in replaced
             else None,
-            retrained=any(site.name == r or _covers(r, site, adapted.sites) for r in retrained),
+            retrained=any(_covers(r, site, adapted.sites) for r in retrained),
             lineage=replaced[site.name].lineage if site.name in replaced else (),
         )
         for site in adapted.sites

@@ -229,8 +229,7 @@ def _below_bias(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]
 
 
 def _below_add(problem: _Problem, wanted: _Wanted, node: Node) -> list[_Wanted]:
-    solved = max(reversed(node.args), key=problem.solvable)
-    fixed = node.args[0] if solved == node.args[1] else node.args[1]
+    fixed, solved = sorted(node.args, key=problem.solvable)
     return [wanted.without(solved, problem.value(fixed))]
 
 

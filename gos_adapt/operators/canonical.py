@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import product
+from operator import add, mul
 from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
@@ -212,17 +213,8 @@ def _merge_reshapes(draft: _Draft, node: Node) -> Node | None:
     return None
 
 
-def _added(inner: HyperValue, outer: HyperValue) -> HyperValue:
-    return tuple(one + other for one, other in zip(as_ints(inner), as_ints(outer), strict=True))
-
-
-def _multiplied(inner: HyperValue, outer: HyperValue) -> HyperValue:
-    return tuple(one * other for one, other in zip(as_ints(inner), as_ints(outer), strict=True))
-
-
-def _same_way(inner: HyperValue, outer: HyperValue) -> bool:
-    """Whether no element that one shift takes out of the map would have come back by the other."""
-    return all(one * other >= 0 for one, other in zip(as_ints(inner), as_ints(outer), strict=True))
+def _each(join: Callable[[int, int], int], inner: HyperValue, outer: HyperValue) -> tuple[int, ...]:
+    return tuple(map(join, as_ints(inner), as_ints(outer)))
 
 
 def _merged(op: str, inner: Mapping[str, HyperValue], outer: Mapping[str, HyperValue]) -> dict[str, HyperValue] | None:
@@ -233,9 +225,11 @@ def _merged(op: str, inner: Mapping[str, HyperValue], outer: Mapping[str, HyperV
         case "pad_channels":
             return {name: as_int(inner[name]) + as_int(value) for name, value in outer.items()}
         case "subsample" | "upsample":
-            return {name: _multiplied(inner[name], value) for name, value in outer.items()}
-        case "shift" if _same_way(inner["offset"], outer["offset"]):
-            return {"offset": _added(inner["offset"], outer["offset"])}
+            return {name: _each(mul, inner[name], value) for name, value in outer.items()}
+        case "shift" if (
+            min(_each(mul, inner["offset"], outer["offset"])) >= 0
+        ):  # back, and it would not come back whole
+            return {"offset": _each(add, inner["offset"], outer["offset"])}
     return None
 
 

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from gos_adapt.instructions.base import HyperValue
 
 
+def is_hinted(graph: OperatorGraph, plain: OperatorGraph) -> bool:
+    """Whether an operator is `plain`, which has no hints, with some."""
+    return graph.text != plain.text and without_hints(graph)[0].text == plain.text
+
+
 def without_hints(graph: OperatorGraph) -> tuple[OperatorGraph, dict[int, dict[str, HyperValue]]]:
     """Return the operator without hints, its weights as before, and knob -> value for each of its hinted nodes."""
     kept: list[Node] = []

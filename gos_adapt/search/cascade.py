@@ -20,7 +20,7 @@ import numpy as np
 
 from gos_adapt.cost.counted import counted_cost
 from gos_adapt.operators.graph import THESIS, Limits
-from gos_adapt.operators.hints import without_hints
+from gos_adapt.operators.hints import is_hinted
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.candidate import ORIGINAL, Judgement, Outcome
@@ -165,9 +165,8 @@ def _counted(outcomes: Sequence[Outcome], context: Context, settings: Settings) 
     original = counted_cost(context.original)
 
     def hopeless(operator: OperatorGraph) -> bool:
-        if operator.text != context.original.text and without_hints(operator)[0].text == context.original.text:
-            return False  # the same in another order may be faster
-        return counted_cost(operator).no_better_than(original)
+        # the same in another order may be faster
+        return counted_cost(operator).no_better_than(original) and not is_hinted(operator, context.original)
 
     return [
         outcome.stopped("no fewer operations, parameters or bytes than the original")

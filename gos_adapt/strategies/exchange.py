@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from gos_adapt.strategies.table import Row, RowSet
 
@@ -57,7 +57,7 @@ def exchanged(
     return best
 
 
-def _neighbours(chosen: RowSet, rows: Sequence[Row], least_s: float) -> Iterator[RowSet]:
+def _neighbours(chosen: RowSet, rows: Sequence[Row], least_s: float) -> list[RowSet]:
     """Sets that differ in one row and save enough, those with the least losses, added up, first."""
     found = []
     for k in range(len(chosen)):
@@ -70,4 +70,4 @@ def _neighbours(chosen: RowSet, rows: Sequence[Row], least_s: float) -> Iterator
             if covered.isdisjoint(row.option.nodes) and saved_s + row.option.saves_s >= least_s:
                 exchange = tuple(sorted((*rest, row), key=lambda one: one.site.name))
                 found.append((cost + row.option.loss, exchange))
-    return (exchange for _, exchange in sorted(found, key=lambda pair: pair[0]))
+    return [exchange for _, exchange in sorted(found, key=lambda pair: pair[0])]

@@ -75,7 +75,7 @@ GENERATIONS = 4
 FITS_SHARE, RACE_SAMPLES, RACE_BYTES = 0.05, 2048, 2**30
 """Of the time of a race, for its fits; the samples for them, and what inputs and outputs of one operator may take on
 all of these: fewer are taken where they are larger."""
-FIT_S = 2.5
+FIT_SLOWER = 2.5
 """Time of a multiply-accumulate in a fit, in small batches and with what is computed beside, over that in training."""
 ANY_LOSS = 1e6
 """In a search only the trade-off counts: every finite loss is feasible, and every error of the fit."""
@@ -303,7 +303,7 @@ class Joint(Setting):
         whole = with_retrained(self.model, ())
         # a step: the original's answers, and three times as much to learn from them
         step = 4 * self.task.batch * sum(replacement.operator.macs for replacement in whole)
-        return seconds * step / (FIT_S * self.step_s * len(whole)) if self.step_s else DEFAULT.macs
+        return seconds * step / (FIT_SLOWER * self.step_s * len(whole)) if self.step_s else DEFAULT.macs
 
     def _race(
         self, sets: Sequence[RowSet], name: str, plan: _Race, seconds: float, passes: float, *, deliver: bool = False
@@ -373,8 +373,8 @@ class Joint(Setting):
         """Fit the chosen in model order on at most `n` samples."""
         assert self.task is not None
         ordered = self._ordered(chosen)
-        sites = {site.name: site for site in find_sites(self.model)}
-        adapted = AdaptedModel(self.model, [sites[replacement.site] for replacement in ordered])
+        names = {replacement.site for replacement in ordered}
+        adapted = AdaptedModel(self.model, [site for site in find_sites(self.model) if site.name in names])
         largest = max(4 * (math.prod(site.input_shape) + math.prod(site.output_shape)) for site in adapted.sites)
         samples, _ = self.task.training.part(slice(0, min(n, max(MIN_SAMPLES, RACE_BYTES // largest)))).arrays()
         with torch.no_grad():
@@ -388,8 +388,8 @@ class Joint(Setting):
         replacements: Sequence[Replacement] = [row.replacement for row in chosen]
         if self.request.train_all:
             replacements = with_retrained(self.model, replacements)
-        order = {name: i for i, node in enumerate(self.model.proto.graph.node) for name in node.output}
-        return tuple(sorted(replacements, key=lambda replacement: order[replacement.site]))
+        by_site = {replacement.site: replacement for replacement in replacements}
+        return tuple(by_site[site.name] for site in find_sites(self.model) if site.name in by_site)
 
 
 def _heat_share(runners: int, heat: int) -> float:

@@ -19,7 +19,7 @@ from gos_adapt.finetune.fit import DEFAULT
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
-from gos_adapt.operators.hints import without_hints
+from gos_adapt.operators.hints import is_hinted
 from gos_adapt.quantities import Measurement
 from gos_adapt.search.candidate import Judgement
 from gos_adapt.search.search import is_faster
@@ -275,9 +275,9 @@ def _named(step: Step) -> list[_Kept]:
 
     Not the original with schedule hints: what enters the table is tuned, and so is the original.
     """
-    original = step.sites[0].operator.text
+    original = step.sites[0].operator
     bred = [outcome for outcome in step.front.best if not outcome.candidate.family]
-    front = [outcome for outcome in bred if without_hints(outcome.candidate.operator)[0].text != original]
+    front = [outcome for outcome in bred if not is_hinted(outcome.candidate.operator, original)]
     if len(front) > KEPT:
         front = [front[round(i * (len(front) - 1) / (KEPT - 1))] for i in range(KEPT)]
     relatives = [_Kept(step, str(outcome.candidate.family), outcome) for outcome in step.relatives]

@@ -171,6 +171,12 @@ def meaning(graph, inputs, weights):
     return result
 
 
+def exported(graph):
+    """The ONNX form with random weights, random inputs for it, and what it means of them."""
+    inputs, weights = arrays(graph)
+    return to_onnx(graph, weights), inputs, meaning(graph, inputs, weights)
+
+
 def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
 
@@ -260,9 +266,7 @@ def test_parse_survives_a_damaged_text(graph, data):
 @settings(reproducibly, max_examples=60)
 @given(operators())
 def test_the_onnx_form_computes_the_meaning_in_onnx_runtime(graph):
-    inputs, weights = arrays(graph)
-    expected = meaning(graph, inputs, weights)
-    model = to_onnx(graph, weights)
+    model, inputs, expected = exported(graph)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     known = {value.name for value in session.get_inputs()}
     feeds = {f"x{k}": array for k, array in enumerate(inputs) if f"x{k}" in known}
@@ -272,9 +276,7 @@ def test_the_onnx_form_computes_the_meaning_in_onnx_runtime(graph):
 @settings(reproducibly, max_examples=12)
 @given(operators())
 def test_the_onnx_form_computes_the_meaning_after_the_whole_compiler(graph):
-    inputs, weights = arrays(graph)
-    expected = meaning(graph, inputs, weights)
-    model = to_onnx(graph, weights)
+    model, inputs, expected = exported(graph)
     read = {name for node in model.graph.node for name in node.input}
     assume(any(value.name in read for value in model.graph.input))  # of constants nothing is left to compile
     feeds = [inputs[int(value.name.removeprefix("x"))] for value in model.graph.input]
