@@ -20,14 +20,13 @@ if TYPE_CHECKING:
         DeviceError,
         DeviceUnreachableError,
         ModelImportError,
-        NoFeasibleCandidateError,
         RunFolderError,
-        SearchError,
         UnsupportedOperatorError,
         VerificationError,
     )
-    from gos_adapt.pipeline import adapt, load_compiled
+    from gos_adapt.pipeline import adapt
     from gos_adapt.task import Task, load_task
+    from tvm_passes.compiled import load_compiled
 
 __version__ = "0.1.0"
 
@@ -38,9 +37,7 @@ __all__ = [
     "DeviceError",
     "DeviceUnreachableError",
     "ModelImportError",
-    "NoFeasibleCandidateError",
     "RunFolderError",
-    "SearchError",
     "Task",
     "UnsupportedOperatorError",
     "VerificationError",
@@ -54,7 +51,7 @@ _HOME = {
     "Task": "gos_adapt.task",
     "load_task": "gos_adapt.task",
     "adapt": "gos_adapt.pipeline",
-    "load_compiled": "gos_adapt.pipeline",
+    "load_compiled": "tvm_passes.compiled",
 }
 
 

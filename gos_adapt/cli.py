@@ -171,8 +171,8 @@ def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
 def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | None) -> None:
     """Time every operator of MODEL on DEVICE, and the whole.
 
-    Each operator's compiled kernels are timed alone, then the whole model; the gap between the sum and the whole says
-    how far the parts explain it.
+    Each operator's compiled kernels are timed inside the running model, and the model as a whole; the gap between the
+    sum and the whole says how far the parts explain it.
     """
     check_target(target)
     from gos_adapt import pipeline

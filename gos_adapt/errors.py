@@ -6,8 +6,6 @@
     │   └── UnsupportedOperatorError    read, but holds operators no compiler here takes
     ├── DeviceError                 a device answered wrongly
     │   └── DeviceUnreachableError      a device did not answer
-    ├── SearchError                 the search cannot go on
-    │   └── NoFeasibleCandidateError    it ended, and nothing met the constraints
     ├── RunFolderError              a run folder cannot be written or does not belong to this run
     └── VerificationError           exit code 3; the artefact is not what it should be
 
@@ -45,14 +43,6 @@ class DeviceError(AdaptError):
 
 class DeviceUnreachableError(DeviceError):
     """The device did not answer, or stopped answering."""
-
-
-class SearchError(AdaptError):
-    """The search cannot go on."""
-
-
-class NoFeasibleCandidateError(SearchError):
-    """The search ended and no candidate met the constraints."""
 
 
 class RunFolderError(AdaptError):

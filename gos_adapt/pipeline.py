@@ -53,7 +53,7 @@ from gos_adapt.task import Task, evaluate_onnx, load_task
 from gos_adapt.verify import INPUTS, verify_function, verify_interface, verify_numerics
 from gos_adapt.workbench import Workbench
 from tvm_passes.build import build_model, target_of
-from tvm_passes.compiled import Interface, load_compiled
+from tvm_passes.compiled import Interface
 from tvm_passes.dump_phases import dump_phases
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from tvm_passes.build import Built
     from tvm_passes.pipeline import Kernel
 
-__all__ = ["adapt", "bench", "compile_to", "load_compiled", "profile_model"]
+__all__ = ["adapt", "bench", "compile_to", "profile_model"]
 
 PROFILED_MODELS, SCORED_MODELS = 2, 3
 """The original and the adapted; on the test split ONNX Runtime's int8 too."""
@@ -165,7 +165,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
             search=summarise_searches(adapted.steps, task.metric if task else None),
             stages_s=stages.seconds,
             verification=verification,
-            notes=_notes(task, adapted, before.kernels, folder),
+            notes=_notes(adapted, before.kernels, folder),
         )
         folder.save_json(RESULT, result.to_json())
         folder.save_with(REPORT, partial(write_report, result))
@@ -388,14 +388,8 @@ def _latencies(
     return Latencies(1, *(entries[name].latency for name in (ORIGINAL, ADAPTED, FP32, INT8)))
 
 
-def _notes(task: Task | None, adapted: Adapted, kernels: Iterable[KernelLatency], folder: RunFolder) -> tuple[str, ...]:
-    notes = []
-    if task is None:
-        notes.append(
-            "No task was given: only rewrites that keep the function within numerical tolerance were allowed, and no "
-            "accuracy was measured."
-        )
-    notes += adapted.notes
+def _notes(adapted: Adapted, kernels: Iterable[KernelLatency], folder: RunFolder) -> tuple[str, ...]:
+    notes = [*adapted.notes]
     if retrained := sum(replacement.retrained for replacement in adapted.replacements):
         notes.append(f"{retrained} operators stayed, their weights trained with the replacements.")
     notes += _slow(kernels)

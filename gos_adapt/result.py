@@ -189,7 +189,7 @@ class ProfileSummary:
 
     Attributes:
         whole: The model timed end to end.
-        kernels: Sum of the medians of all kernels timed alone, in seconds.
+        kernels: Sum of the medians of all kernels, timed inside the model, in seconds.
         kernel_count: How many.
     """
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Policy = Literal["resume", "fresh"]
 Identity = Mapping[str, str | int | float | bool | None]
 
-FORMAT = 4  # of everything in the folder; another value makes another run
+FORMAT = 5  # of everything in the folder; another value makes another run
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"

@@ -3,9 +3,12 @@
     latency = scale · Σ over kernels of (overhead + max(macs / macs_per_s, bytes / bytes_per_s))
 
 A kernel is a window, reduction or matrix instruction with the element-wise instructions that a compiler fuses into it.
+What it says is held against the original by the same formula: which candidates are not measured at all, and which are
+fitted and measured first.
 
-Reference: Williams, Waterman, Patterson 2009, "Roofline". The survey in METHOD 3 ranks analytical models last, so this
-one only ever decides what is *clearly* too slow to be worth measuring.
+Reference: Williams, Waterman, Patterson 2009, "Roofline". Benmeziane et al., "A comprehensive survey on hardware-aware
+neural architecture search", 2021, section 5, ranks analytical models last: no result rests on it, everything that is
+chosen was measured.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 KERNEL_INSTRUCTIONS = frozenset(
     {
         *("cross_correlation", "matrix_product", "matrix_vector_product", "dot_product", "vector_norm"),
-        *("max_pool", "average_pool", "global_average_pool", "frobenius_norm", "softmax", "concat"),
+        *("max_pool", "average_pool", "global_average_pool", "frobenius_norm", "softmax", "concat", "unfold"),
+        *("attention", "linear_attention"),
         *("sum_along", "mean_along", "maximum_along", "minimum_along", "bayes_rule", "gradient"),
     }
 )

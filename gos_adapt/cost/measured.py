@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +15,25 @@ def noise_s(measurement: Measurement) -> float:
         return 0.0
     low, _, high = quantiles(measurement.samples_s, n=4, method="inclusive")
     return (high - low) / 2
+
+
+def ratio_in_turns(adapted: Measurement, original: Measurement, turn: int) -> float:
+    """Latency over latency, by the median over turns of the medians within each.
+
+    A neighbour's load lasts longer than a turn: it slows both, and cancels. A median of all samples jumps where about
+    half of them were slow.
+
+    Args:
+        adapted: Measured in turns with `original`.
+        original: With as many samples.
+        turn: Samples that each took before it was the other's turn.
+    """
+
+    def medians(measurement: Measurement) -> list[float]:
+        samples = measurement.samples_s
+        return [median(samples[start : start + turn]) for start in range(0, len(samples), turn)]
+
+    return median(own / other for own, other in zip(medians(adapted), medians(original), strict=True))
 
 
 def change_s(adapted: Measurement, original: Measurement) -> float:

@@ -8,9 +8,9 @@ Two layers in a row with fewer channels between them are solved together, by red
 one full layer, and of its response the principal components. The best low rank of the response is not that of the
 weight, because patches are far from white.
 
-Reference: METHOD 1.4.2; Izenman, "Reduced-rank regression for the multivariate linear model", 1975; Zhang et al.,
-"Accelerating very deep convolutional networks for classification and detection", 2016, section 3.1, without its
-nonlinear part: the activation is cut off before.
+Reference: Izenman, "Reduced-rank regression for the multivariate linear model", 1975; Zhang et al., "Accelerating very
+deep convolutional networks for classification and detection", 2016, section 3.1, without its nonlinear part: the
+activation is cut off before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gos_adapt.instructions.rules import as_int, as_ints
-from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph
+from gos_adapt.operators.graph import LAYERS, WEIGHT, Node, OperatorGraph
 from gos_adapt.operators.torch_form import TorchOperator
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-LAYERS = frozenset({"cross_correlation", "matrix_product", "channel_scale"})
+SOLVED = LAYERS | {"channel_scale"}
+"""What a regression finds the weights of."""
 RIDGE = 1e-6
 """Of the mean squared patch value; a thousand times that when there are hardly more rows than unknowns."""
 MIN_ROWS = 8192
@@ -115,7 +116,7 @@ class _Problem:
         node = self.operator.nodes[wanted.node]
         if self.consumers[wanted.node] > 1:
             self.shared.add(wanted.node)
-        if node.op in LAYERS and self.is_free(node.args[1]):
+        if node.op in SOLVED and self.is_free(node.args[1]):
             self._solve_layer(wanted, node)
         elif node.op in _TARGETS:
             for below in _TARGETS[node.op](self, wanted, node):
@@ -133,7 +134,7 @@ class _Problem:
     def solvable(self, node: int) -> int:
         """How many weights of layers `solve` would find below a node."""
         below = self.operator.nodes[node]
-        if below.op in LAYERS and self.is_free(below.args[1]):
+        if below.op in SOLVED and self.is_free(below.args[1]):
             return self.weights[below.args[1]].numel()
         if below.op not in _TARGETS:
             return 0
@@ -164,7 +165,7 @@ class _Problem:
 
     def _is_factor(self, node: Node, inner: Node) -> bool:
         """Whether `inner` and the pointwise `node` after it are one dense layer of low rank in two parts."""
-        if inner.op not in LAYERS or not self.is_free(inner.args[1]) or self.consumers[node.args[0]] != 1:
+        if inner.op not in SOLVED or not self.is_free(inner.args[1]) or self.consumers[node.args[0]] != 1:
             return False
         return self._layer(inner).groups == 1 and len(self.filters(inner)) < len(self.filters(node))
 

@@ -1,10 +1,11 @@
 """Train replacements inside the model against the original model's outputs, and score what comes out.
 
 The teacher is the original model: its outputs are computed once for each training sample. Where the task has labels,
-the task's loss is added. Only the replaced operators are trained (METHOD 1.3); `recovery` trains more, and for longer.
+the task's loss is added. Only the replaced operators are trained; `recovery` trains more, and for longer.
 
-Reference: METHOD 1.3, 1.4.3. Deviations: the learning rate falls along a cosine to zero, because the last of a few
-dozen steps must settle; gradients are clipped, because factors from a closed form can be badly scaled.
+Reference: thesis 4.3. Deviations: the original teaches, too; the learning rate falls along a cosine to zero, because
+the last of a few dozen steps must settle; gradients are clipped, because factors from a closed form can be badly
+scaled.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Training:
 
     Attributes:
         steps: Of the optimiser.
-        learning_rate: At its peak (METHOD 1.3).
-        momentum: METHOD 1.3.
-        weight_decay: METHOD 1.3.
+        learning_rate: At its peak; thesis 4.3.
+        momentum: Thesis 4.3.
+        weight_decay: Thesis 4.3.
         label_weight: Of the task's loss beside the distillation loss.
     """
 

@@ -5,8 +5,6 @@
 3. If that leaves an error, and is not the optimum: a few hundred steps of Adam on all weights, against what comes out.
 4. Closed form again.
 5. The best of these, the initial weights included, by the error on held-out samples.
-
-Reference: METHOD 1.4.2.
 """
 
 from __future__ import annotations

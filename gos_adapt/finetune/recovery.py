@@ -15,11 +15,11 @@ Whether a training helped is told by mixed inputs, too, not by the score. Sample
 favour what was trained less, because its weights remember them: of two ResNet-20 made faster, one had 94.0 % of such
 samples right after 295 steps, the other 92.6 % after 2,199; of samples never seen 88.2 and 89.5 %.
 
-Reference: METHOD 1.4.3, 1.4.4; Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR
-2022; Romero et al., "FitNets: hints for thin deep nets", ICLR 2015, for tensors inside, though here all are compared
-from the first step on, and none needs a regressor, as a replacement keeps the shape. Deviations from METHOD 1.3:
-another optimiser (`optimizer`); the learning rate rises and then falls along a cosine, so that the last steps settle;
-products compute in mixed precision; the weight of the labels depends on the model.
+Reference: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR 2022; Romero et al.,
+"FitNets: hints for thin deep nets", ICLR 2015, for tensors inside, though here all are compared from the first step on,
+and none needs a regressor, as a replacement keeps the shape. Deviations from the thesis, 4.3: more than the replaced
+operators may learn; another optimiser (`optimizer`); the learning rate rises and then falls along a cosine, so that the
+last steps settle; products compute in mixed precision; the weight of the labels depends on the model.
 """
 
 from __future__ import annotations

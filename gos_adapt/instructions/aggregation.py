@@ -1,6 +1,6 @@
 """Aggregation: what joins two features (a mutation may swap these for one another) or the elements along one axis.
 
-Reference: METHOD 1.2, thesis table 4.3 (sum, mean, maximum, minimum, square root, concatenation, weighted mean).
+Reference: thesis, table 4.3 (sum, mean, maximum, minimum, square root, concatenation, weighted mean).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A value in an operator is a *feature* (depends on the model's input, computed at
 that the types leave out) or a *weight* (known at compile time, no batch axis). Shapes are tuples of ints: a 2-D feature
 map is ``(c, h, w)``, a vector feature ``(k,)``.
 
-Reference: METHOD 1.2; thesis table 4.3. Typing values feature/weight is our addition.
+Reference: thesis, table 4.3. Typing values feature/weight is our addition.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Instruction:
         macs: Multiply-accumulates for one sample (a multiply or an add alone counts as one half, rounded up; data
             movement, and what is folded, as none).
         commutative: Whether the order of the arguments does not matter.
-        aggregation: Whether it joins features (METHOD 1.3, "change the aggregation function").
+        aggregation: Whether it joins features (thesis 4.3.3, "change the aggregation function").
     """
 
     name: str

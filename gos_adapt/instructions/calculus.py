@@ -2,7 +2,7 @@
 
 A derivative that jumps has the mean of its two sides there: one half for relu at zero.
 
-Reference: METHOD 1.2, thesis table 4.3 (gradient, partial derivative, chain rule). Deviation: they act on the equations
+Reference: thesis, table 4.3 (gradient, partial derivative, chain rule). Deviation: they act on the equations
 of instructions, named by a hyperparameter, and not on whole operators.
 """
 

@@ -13,7 +13,7 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, Shape
 from gos_adapt.instructions.notation import term, window
 from gos_adapt.instructions.rules import as_int, as_ints, integer, integers, shape_rule
-from gos_adapt.instructions.windows import window_counts, windows
+from gos_adapt.instructions.windows import slid_shape, windows
 
 if TYPE_CHECKING:
     from gos_adapt.instructions.windows import Array
@@ -26,7 +26,7 @@ def _shape(
         return Rejection(f"{groups} groups do not divide {x[0]} into {channels} channels")
     if w != (channels, x[0] // groups, *kernel):
         return Rejection(f"weight must be {(channels, x[0] // groups, *kernel)}, got {w}")
-    return (channels, *window_counts(x[1:], kernel, stride, padding, dilation))
+    return slid_shape(x, channels, kernel, stride, padding, dilation)
 
 
 def _weight_shapes(features: tuple[Shape, ...], hyper: Hyper) -> tuple[Shape, ...]:

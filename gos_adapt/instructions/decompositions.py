@@ -9,9 +9,9 @@ entry (the first within a millionth of the largest magnitude) is positive, and s
 Where a factor has no derivative (singular values or eigenvalues that float32 cannot tell apart, a matrix without full
 rank) the directions in which it has none count as zero.
 
-Reference: METHOD 1.2. Pullbacks: Townsend, "Differentiating the singular value decomposition", 2016; Walter, Lehmann,
-"Algorithmic differentiation of linear algebra functions with application in optimum experimental design", 2010; for
-wide matrices QR is that of the leading square block, the other columns follow.
+Reference: thesis, table 4.3. Pullbacks: Townsend, "Differentiating the singular value decomposition", 2016; Walter,
+Lehmann, "Algorithmic differentiation of linear algebra functions with application in optimum experimental design",
+2010; for wide matrices QR is that of the leading square block, the other columns follow.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A number is a weight ``(1,)``, which `scale` and `weight_scale` multiply by.
 
-Reference: METHOD 1.2. Deviation: the inverse is regularised, so that every square matrix has one.
+Reference: thesis, table 4.3. Deviation: the inverse is regularised, so that every square matrix has one.
 """
 
 from __future__ import annotations

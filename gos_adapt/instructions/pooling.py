@@ -13,7 +13,7 @@ from gos_adapt.errors import Rejection
 from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, Shape
 from gos_adapt.instructions.notation import term, window
 from gos_adapt.instructions.rules import as_ints, integers, shape_rule
-from gos_adapt.instructions.windows import window_counts, windows
+from gos_adapt.instructions.windows import slid_shape, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ _VALUES = {
 def _shape(x: Shape, kernel: Shape, stride: Shape, padding: Shape) -> Shape | Rejection:
     if any(padding[i] >= kernel[i % 2] for i in range(4)):
         return Rejection(f"padding {padding} must stay below the kernel {kernel}: a window may not hold padding alone")
-    return (x[0], *window_counts(x[1:], kernel, stride, padding))
+    return slid_shape(x, x[0], kernel, stride, padding)
 
 
 def _onnx(op_type: str) -> Callable[[OnnxEmitter, tuple[str, ...], tuple[Shape, ...], Hyper], str]:

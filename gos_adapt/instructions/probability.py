@@ -3,7 +3,7 @@
 A density with another mean and deviation is a `channel_bias` and a `channel_scale` before it; the categorical
 distribution is `softmax`; Bayes' rule on logarithms is a `channel_bias` before that.
 
-Reference: METHOD 1.2, thesis table 4.3.
+Reference: thesis, table 4.3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Multiplication by a number: a weight ``(1,)``, learned or what `matrix_functions` and `norms` say about a weight.
 
-Reference: ours; without these rows the numbers of METHOD 1.2 (determinant, trace, rank, norms) could not be used.
+Reference: ours; without these rows the numbers in the thesis' table 4.3 (determinant, trace, rank, norms) would be
+of no use.
 """
 
 from __future__ import annotations

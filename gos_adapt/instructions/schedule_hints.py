@@ -6,7 +6,7 @@ so. Only convolutions and matrix products keep hints: the canonical form drops a
 
 In ONNX a hint is a remark in the documentation of the node, which changes nothing for anybody else.
 
-Reference: METHOD 1.2, thesis table 4.3 (loop tiling and unrolling, "special aggregations").
+Reference: thesis, table 4.3 (loop tiling and unrolling, "special aggregations").
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ from gos_adapt.instructions.base import Hyper, Instruction, Kind, OnnxEmitter, S
 from gos_adapt.instructions.notation import term, window
 from gos_adapt.instructions.rules import as_ints, integers, shape_rule
 from gos_adapt.instructions.structure import slice_onnx
-from gos_adapt.instructions.windows import window_counts, windows
+from gos_adapt.instructions.windows import slid_shape, window_counts, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gos_adapt.errors import Rejection
     from gos_adapt.instructions.windows import Array
 
 MAX_SIDE = 16
@@ -42,8 +43,8 @@ def taps(size: Shape, hyper: Hyper) -> Iterator[tuple[Shape, Shape]]:
         yield starts, tuple(a + s * (n - 1) + 1 for a, s, n in zip(starts, stride, counts, strict=True))
 
 
-def _shape(x: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
-    return (math.prod(kernel) * x[0], *window_counts(x[1:], kernel, stride, padding, dilation))
+def _shape(x: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape | Rejection:
+    return slid_shape(x, math.prod(kernel) * x[0], kernel, stride, padding, dilation)
 
 
 def _numpy(x: Array, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Array:

@@ -3,8 +3,8 @@
 A layer's weight is what a chain of these makes of its leaves: factors of low rank, Kronecker factors, a scaled or tied
 matrix. Filters become matrices and matrices filters by `weight_reshape` and `weight_transpose`.
 
-Reference: METHOD 1.2. `diagonal_matrix`, `weight_reshape` and `weight_transpose` are ours: without them the factors of
-a decomposition cannot be multiplied again, nor be those of a convolution.
+Reference: thesis, table 4.3. `diagonal_matrix`, `weight_reshape` and `weight_transpose` are ours: without them the
+factors of a decomposition cannot be multiplied again, nor be those of a convolution.
 """
 
 from __future__ import annotations

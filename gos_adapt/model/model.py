@@ -94,7 +94,7 @@ class Site:
 
     @property
     def likeness(self) -> str:
-        """Sites of equal likeness compute the same operator, each with its own weights (METHOD 1.1, N_o)."""
+        """Sites of equal likeness compute the same operator, each with its own weights (thesis, algorithm 4: N_o)."""
         return f"{self.kind}:{self.operator.key}"
 
 

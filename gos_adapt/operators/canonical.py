@@ -25,7 +25,7 @@ from gos_adapt.instructions.calculus import FUNCTIONS, X
 from gos_adapt.instructions.rules import as_int, as_ints
 from gos_adapt.instructions.schedule_hints import HINTS
 from gos_adapt.operators.absorb import absorb
-from gos_adapt.operators.graph import INPUT, LEAVES, WEIGHT, Node, OperatorGraph
+from gos_adapt.operators.graph import INPUT, LAYERS, LEAVES, WEIGHT, Node, OperatorGraph
 
 if TYPE_CHECKING:
     from gos_adapt.instructions.base import HyperValue, Shape
@@ -140,12 +140,10 @@ UNCHANGED = {"relu": NOT_NEGATIVE, "leaky_relu": NOT_NEGATIVE, "relu6": WITHIN_0
 """Outer instruction -> inner ones whose results it leaves as they are."""
 MOVES = {"reshape", "weight_reshape", "flatten", "channel_slice", "pad_channels", "subsample", "upsample"}
 """Move elements, and move none exactly when the shape stays."""
-KERNELS = {"cross_correlation", "matrix_product"}
-"""Start a kernel whose schedule can be hinted at."""
 ZERO_PRESERVING = MOVES | {
     *(name for name, function in FUNCTIONS.items() if function.subs(X, 0) == 0),
     *("leaky_relu", "max_pool", "average_pool", "global_average_pool"),
-    *("shift", "unfold", "channel_shuffle", "channel_scale", "scale", "cross_correlation", "matrix_product"),
+    *("shift", "unfold", "channel_shuffle", "channel_scale", "scale", *LAYERS),
     *("vector_norm", "frobenius_norm", "gradient", "power", "bayes_rule"),
     *("sum_along", "mean_along", "maximum_along", "minimum_along"),
 }
@@ -155,11 +153,11 @@ PRODUCTS = {"hadamard", "divide", "dot_product", "outer_product", "matrix_vector
 
 
 def _settle_hint(draft: _Draft, node: Node) -> Node | int | None:
-    """Drop a hint on what is no kernel; of two on one knob the outer wins; tile comes before unroll."""
+    """Drop a hint on what is no layer; of two on one knob the outer wins; tile comes before unroll."""
     if node.op not in HINTS:
         return None
     inner = draft.nodes[node.args[0]]
-    if inner.op not in {*KERNELS, *HINTS}:
+    if inner.op not in {*LAYERS, *HINTS}:
         return node.args[0]
     if inner.op == node.op:
         return Node(node.op, inner.args, node.hyper)
@@ -271,6 +269,16 @@ def _single_element_window(_draft: _Draft, node: Node) -> Node | None:
     return None
 
 
+def _settle_dilation(_draft: _Draft, node: Node) -> Node | None:
+    """Rewrite the dilation of a window of one element, along each axis, -> 1."""
+    hyper = dict(node.hyper)
+    if "dilation" not in hyper:
+        return None
+    sides = zip(as_ints(hyper["kernel"]), as_ints(hyper["dilation"]), strict=True)
+    settled = tuple(dilation if side > 1 else 1 for side, dilation in sides)
+    return None if settled == hyper["dilation"] else _make(node.op, *node.args, **(hyper | {"dilation": settled}))
+
+
 def _join_with_itself(draft: _Draft, node: Node) -> Node | int | None:
     """Rewrite maximum(a, a), minimum(a, a), mean(a, a), weighted_mean(a, a, w) -> a, and a - a -> zero."""
     if len(node.args) < 2 or node.args[0] != node.args[1]:
@@ -319,6 +327,7 @@ RULES: tuple[Rule, ...] = (
     _merge_moves,
     _transpose_back,
     _join_slices,
+    _settle_dilation,
     _single_element_window,
     _join_with_itself,
     _spread_zero,

@@ -110,11 +110,11 @@ def surrounded(w: Array, kernel: Shape) -> Array:
 
 
 def he_normal(shape: Shape, rng: np.random.Generator) -> Array:
-    """Draw filters for a layer before a ReLU.
+    """Draw filters, ``(channels, ...)``, or a matrix, ``(inputs, outputs)``, for a layer before a ReLU.
 
     Reference: He et al., "Delving deep into rectifiers", ICCV 2015, eq. 10.
     """
-    fan_in = int(np.prod(shape[1:]))
+    fan_in = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
     return rng.normal(0.0, np.sqrt(2.0 / fan_in), shape).astype(np.float32)
 
 

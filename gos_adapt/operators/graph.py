@@ -3,8 +3,8 @@
 Identity is the canonical text (`OperatorGraph.text` after `operators.canonical.canonicalise`). Weights are not part of
 an operator: they travel beside it as a tuple of arrays, one per weight leaf, in node order.
 
-Reference: METHOD 1.2 (thesis 4.3.2). Deviation: hyperparameters are attributes of their instruction, not nodes, and do
-not count towards N and E; the edge to the operator's consumer does.
+Reference: thesis 4.3.2. Deviation: hyperparameters are attributes of their instruction, not nodes, and do not count
+towards N and E; the edge to the operator's consumer does.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ MAX_EDGES = 25
 INPUT = "input"
 WEIGHT = "weight"
 LEAVES = (INPUT, WEIGHT)
+LAYERS = frozenset({"cross_correlation", "matrix_product"})
+"""What a network's layers are: products of all channels with weights of their own. Each starts a kernel."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large an operator may be; the thesis' values by default (METHOD 1.2, thesis fig. 4.12).
+    """How large an operator may be; the thesis' values by default (figure 4.12).
 
     Attributes:
         nodes: N at most.

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gos_adapt.instructions import activation
-from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph
+from gos_adapt.operators.graph import LAYERS, WEIGHT, Node, OperatorGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     Array = np.ndarray[Any, Any]
 
-LAYERS = ("cross_correlation", "matrix_product")
 PER_CHANNEL = ("channel_bias", "channel_scale")
 _ELEMENTWISE = (*PER_CHANNEL, *(row.name for row in activation.ROWS if row.name != "softmax"))
 

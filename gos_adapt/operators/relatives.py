@@ -13,6 +13,7 @@ import numpy as np
 
 from gos_adapt.instructions.notation import by
 from gos_adapt.instructions.rules import as_int, as_ints
+from gos_adapt.instructions.windows import extent
 from gos_adapt.operators import factors
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class _Convolution:
 
     def reaching(self, kernel: Shape, dilation: Shape) -> _Convolution:
         """The same with another filter, the padding grown (or cut, perhaps below zero) as its extent is, evenly."""
-        extents = zip(_extent(kernel, dilation), _extent(self.kernel, self.dilation), strict=True)
+        extents = zip(extent(kernel, dilation), extent(self.kernel, self.dilation), strict=True)
         growth = tuple(new - old for new, old in extents)
         first = tuple(int(n / 2) for n in growth)
         last = tuple(n - f for n, f in zip(growth, first, strict=True))
@@ -100,11 +101,6 @@ class _Convolution:
             "groups": self.groups,
         }
         return b.apply("cross_correlation", x, **(settings | changes))
-
-
-def _extent(kernel: Shape, dilation: Shape) -> Shape:
-    """Height and width that a window covers."""
-    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
 
 
 def _convolution_relatives(x: Shape, hyper: Hyper) -> Iterator[Relative]:

@@ -3,7 +3,7 @@
 *Relatives* replace one node (a convolution by its low-rank form, a pool by another) wherever it stands: in a single
 layer or inside a residual branch. *Shortcuts* replace a whole branch. A relative that does not fit is simply absent.
 
-Reference: METHOD 1.2 (populations start from seeds, never from noise), 1.4 (fit), 1.5.
+Reference: thesis 4.3.2; table 4.5 for what it found. Ours: a population starts from seeds, never from noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gos_adapt.instructions import INSTRUCTIONS, activation
 from gos_adapt.operators import factors
 from gos_adapt.operators.builder import Builder
 from gos_adapt.operators.canonical import canonicalise
-from gos_adapt.operators.graph import WEIGHT, Node, OperatorGraph, feature_arguments, typed
+from gos_adapt.operators.graph import LAYERS, THESIS, WEIGHT, Limits, Node, OperatorGraph, feature_arguments, typed
 from gos_adapt.operators.narrowing import Neck, necks
 from gos_adapt.operators.relatives import RELATIVES, Relative
 
@@ -62,17 +62,15 @@ class Seed:
         return self.name.split()[0] if self.whole else None
 
 
-def seeds(operator: OperatorGraph) -> tuple[Seed, ...]:
-    """Return the operator itself (canonical) and all relatives that fit, each canonical form once."""
-    found: dict[str, Seed] = {}
-    for seed in (_itself(operator), *_node_seeds(operator), *_narrow_seeds(operator), *_branch_seeds(operator)):
-        if _fits(seed.graph, operator):
-            found.setdefault(seed.graph.text, seed)
+def seeds(operator: OperatorGraph, limits: Limits = THESIS) -> tuple[Seed, ...]:
+    """Return the operator itself (canonical), whatever its size, and all relatives within `limits`, each once."""
+    original = _itself(operator)
+    found = {original.graph.text: original}
+    for seed in (*_node_seeds(operator), *_narrow_seeds(operator, limits), *_branch_seeds(operator)):
+        graph = seed.graph
+        if graph.output_shape == operator.output_shape and isinstance(typed(graph.nodes, limits), OperatorGraph):
+            found.setdefault(graph.text, seed)
     return tuple(found.values())
-
-
-def _fits(graph: OperatorGraph, operator: OperatorGraph) -> bool:
-    return graph.output_shape == operator.output_shape and isinstance(typed(graph.nodes), OperatorGraph)
 
 
 def _itself(operator: OperatorGraph) -> Seed:
@@ -133,11 +131,11 @@ def _substituted(operator: OperatorGraph, place: int, relative: Relative) -> See
 # Two layers and what is between them
 
 
-def _narrow_seeds(operator: OperatorGraph) -> Iterator[Seed]:
+def _narrow_seeds(operator: OperatorGraph, limits: Limits) -> Iterator[Seed]:
     for neck in necks(operator):
         for eighths in NARROWED:
             channels = neck.channels * eighths // 8
-            graph = typed(neck.narrowed(channels)) if channels else None
+            graph = typed(neck.narrowed(channels), limits) if channels else None
             if isinstance(graph, OperatorGraph):
                 name = f"narrowed to {eighths}/8 at v{neck.layer}"
                 yield replace(_canonical_seed(name, graph, partial(_narrowed, neck, channels)), whole=True)
@@ -156,7 +154,7 @@ def _branch_seeds(operator: OperatorGraph) -> Iterator[Seed]:
         if node.op == "add":
             for kept in node.args:
                 yield _without_sum(operator, i, kept)
-    layers = [node for node in operator.nodes if node.op in ("cross_correlation", "matrix_product")]
+    layers = [node for node in operator.nodes if node.op in LAYERS]
     if len(layers) < 2 or len(operator.inputs) != 1:
         return
     x, y = operator.types[operator.inputs[0]].shape, operator.output_shape

@@ -1,4 +1,4 @@
-"""Where a model's latency goes: every kernel timed alone, and the whole beside them."""
+"""Where a model's latency goes: every kernel timed inside the running model, and the whole beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from gos_adapt.model.model import Site
 
-ALONE = "sum of kernels timed alone"
+IN_PLACE = "sum of kernels timed in place"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def together(latencies: Sequence[Measurement], like: Measurement) -> Measurement
         latencies: Taken interleaved, so that the same position means about the same moment.
         like: Gives the conditions.
     """
-    conditions = replace(like.conditions, method=ALONE)
+    conditions = replace(like.conditions, method=IN_PLACE)
     failed = next((latency.error for latency in latencies if not latency.ok), None)
     if failed is not None or not latencies:
         return Measurement((), conditions, failed or "no kernel of its own: it was folded away")

@@ -10,7 +10,7 @@ A residual branch and the layers inside it are different options for the same la
 latency of all its kernels, so the branch, which leaves the search more freedom, comes first, and its layers have their
 turn if nothing replaced the branch. A group never holds two sites that share nodes.
 
-Reference: METHOD 1.1 (thesis algorithm 4). The thesis leaves "close" and "similar" open; both are defined above.
+Reference: thesis, algorithm 4. It leaves "close" and "similar" open; both are defined above.
 """
 
 from __future__ import annotations

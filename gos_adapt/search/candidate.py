@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
-
-from gos_adapt.instructions import INSTRUCTIONS
-from gos_adapt.instructions.base import Kind
 
 if TYPE_CHECKING:
     from gos_adapt.model.model import Array
     from gos_adapt.operators.graph import OperatorGraph
     from gos_adapt.quantities import Measurement, Prediction
+    from gos_adapt.search.legal import Child
 
     Weights = tuple[Array, ...]
 
@@ -40,44 +35,13 @@ class Candidate:
     lineage: tuple[str, ...]
     family: str | None = None
 
-    def child(self, operator: OperatorGraph, origin: str, *others: Candidate) -> Candidate:
-        """Return a candidate for `operator` that inherits from this one, then from `others`, where shapes agree."""
-        parents = (self, *others)
+    def child(self, bred: Child, *others: Candidate) -> Candidate:
+        """Return a candidate for what was bred from this one and `others`, with the weights that it has from them."""
         weights = tuple(
-            inherit(operator, [value for parent in parents for value in parent.weights[k]])
+            bred.weights([value for parent in (self, *others) for value in parent.weights[k]])
             for k in range(len(self.weights))
         )
-        return Candidate(operator, weights, (*self.lineage, origin))
-
-
-def inherit(operator: OperatorGraph, ancestors: Sequence[Array]) -> Weights:
-    """Give each weight leaf the first unused ancestor of its shape, and fresh weights to the rest."""
-    unused = list(ancestors)
-    weights = []
-    for leaf in operator.weights:
-        shape = operator.nodes[leaf].shape
-        match = next((i for i, array in enumerate(unused) if array.shape == shape), None)
-        weights.append(_fresh(operator, leaf) if match is None else unused.pop(match))
-    return tuple(weights)
-
-
-def _fresh(operator: OperatorGraph, leaf: int) -> Array:
-    """He-normal for a layer (always the same for the same shape); one number a channel as its instruction says."""
-    shape = operator.nodes[leaf].shape
-    if len(shape) == 1:
-        return np.full(shape, _initial(operator, leaf), np.float32)
-    fan_in = shape[0] if len(shape) == 2 else math.prod(shape[1:])
-    normal = np.random.default_rng(shape).standard_normal(shape)
-    return np.asarray(normal * np.sqrt(2 / fan_in), np.float32)
-
-
-def _initial(operator: OperatorGraph, leaf: int) -> float:
-    """Ones for a scale, zeros for a bias ..., as the first instruction that reads the leaf wants it."""
-    reader = next((node for node in operator.nodes if leaf in node.args), None)
-    initial = INSTRUCTIONS[reader.op].initial if reader else ()
-    if reader is None or not initial:
-        return 0.0
-    return initial[reader.args.index(leaf) - INSTRUCTIONS[reader.op].arguments.count(Kind.FEATURE)]
+        return Candidate(bred.operator, weights, (*self.lineage, bred.origin))
 
 
 @dataclass(frozen=True)
@@ -85,10 +49,11 @@ class Judgement:
     """What a candidate costs the model, with the weights for which that holds.
 
     Attributes:
-        score: The adapted model's metric on the selection split; `None` without a task.
-        drop: What was lost, to be compared with epsilon: in the metric's terms, or without a task the largest deviation
-            of an output relative to the outputs' scale.
-        weights: One tuple a site.
+        score: The adapted model's metric on the selection split; `None` where a judge scores nothing.
+        drop: What was lost, to be compared with epsilon. In the metric's terms with `AccuracyJudge`; with `LossJudge`
+            the distillation loss of the first site's replacement; with `EquivalenceJudge`, without a task, the largest
+            deviation of an output relative to the outputs' scale.
+        weights: One tuple a site; what no judge fitted is as it was.
     """
 
     score: float | None

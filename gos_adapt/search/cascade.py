@@ -3,8 +3,6 @@
 `LEVELS` is the algorithm. A level takes a batch of living outcomes and returns them with what it found, some of them
 stopped with a reason. Before the first level, breeding has turned away what is ill-typed or was seen before; the same
 `Tally` counts both.
-
-Reference: METHOD 1.4.1.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from gos_adapt.operators.graph import THESIS, Limits
 from gos_adapt.operators.hints import is_hinted
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import arrays_file
-from gos_adapt.search.candidate import ORIGINAL, Judgement, Outcome
+from gos_adapt.search.candidate import ORIGINAL, Candidate, Judgement, Outcome
 from gos_adapt.search.objectives import OBJECTIVES
 from gos_adapt.search.objectives.latency import latency_change_s
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from gos_adapt.operators.graph import OperatorGraph
     from gos_adapt.quantities import Prediction
     from gos_adapt.run_folder import RunFolder
-    from gos_adapt.search.candidate import Candidate, Weights
+    from gos_adapt.search.candidate import Weights
 
 TRUST = 4
 """How fast a saving loses its worth with the error of the fit. On ResNet-20 one convolution's error of 0.1 costs a
@@ -40,9 +38,11 @@ fraction of a point of accuracy, of 0.4 a whole point; in a branch several times
 TOGETHER = 8
 """Candidates measured in one batch: more would overrun the time of a short search, fewer compile the original often."""
 ILL_TYPED = "ill-typed"
+"""Counts attempts at breeding: what fails is tried again."""
 SEEN = "seen before"
 OUT_OF_TIME = "out of time"
 """The reason of a candidate that a level never looked at."""
+DOMINATED = "dominated by what was judged"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Settings:
     """The search's numbers.
 
     Attributes:
-        generations: At most (METHOD 1.3: 50).
+        generations: At most (thesis: 50).
         population: Survivors of a generation.
         offspring: Bred in a generation.
-        mutation: Probability (METHOD 1.3).
-        crossover: Probability (METHOD 1.3).
+        mutation: Probability (thesis 4.3).
+        crossover: Probability (thesis 4.3).
         epsilon: What may be lost: a feasible candidate's drop is below it.
         prediction_slack: How many times the original's latency a prediction must exceed to be believed.
         max_fit_error: Relative error of the fit from which on a candidate is not measured.
@@ -63,7 +63,7 @@ class Settings:
         measurements: Most candidates measured in a generation: those that promise most by prediction and fit.
         judgements: Most candidates judged in a generation.
         objectives: What is minimised: names of `search.objectives.OBJECTIVES` (thesis eq. 4.2: the first two).
-        limits: How large an operator may be that is bred (METHOD 1.2).
+        limits: How large an operator may be that is bred.
     """
 
     generations: int = 50
@@ -96,7 +96,8 @@ class Context:
         fit_error: Relative error of an operator fitted to the group's first site, from initial weights.
         measure: Latencies of operators with weights, all in one batch on the device, in order. All run on guessed
             schedules, so that none has an advantage because its kernels were tuned before.
-        judge: Fits an operator to all sites from initial weights, trains if there is a task, and says what is lost.
+        judge: Fits an operator to the sites that it looks at from initial weights, perhaps trains it, and says what is
+            lost (`Judgement`).
         folder: Keeps every finished evaluation.
         model_key: Of the model as it is now; evaluations of another model do not count.
         time_left: Seconds; the search ends when there are none.
@@ -242,15 +243,18 @@ def _measured(outcomes: Sequence[Outcome], context: Context, settings: Settings)
     return [
         outcome.stopped(f"{settings.measurements} others promised more")
         if id(outcome) in late
-        else _faster_or_smaller(next(chosen), context)
+        else _better(next(chosen), context, settings)
         for outcome in outcomes
     ]
 
 
-def _faster_or_smaller(outcome: Outcome, context: Context) -> Outcome:
-    larger = outcome.candidate.operator.parameters >= context.original.parameters
-    if outcome.reason is None and larger and latency_change_s(outcome) >= 0:
-        return outcome.stopped("measured neither faster nor smaller than the original")
+def _better(outcome: Outcome, context: Context, settings: Settings) -> Outcome:
+    if outcome.reason is not None:
+        return outcome
+    original = Outcome(Candidate(context.original, (), ()), outcome.sites, level=ORIGINAL)
+    values = zip(objectives(outcome, settings.objectives), objectives(original, settings.objectives), strict=True)
+    if all(own >= originals for own, originals in values):
+        return outcome.stopped("measured, and better than the original in nothing that is minimised")
     return outcome
 
 
@@ -311,7 +315,7 @@ def judge(
     """Judge the candidates that would enter the front if they were feasible, the most promising first.
 
     Promising is a large gain in latency and a small error of the fit; with a gain of none, few parameters decide. Those
-    not reached, by number or by time, stay as they were and wait.
+    not reached, by number or by time, stay as they were and wait. The others are stopped: a front only advances.
 
     Returns:
         The outcomes in the order of `waiting`.
@@ -322,7 +326,10 @@ def judge(
     judged = 0
     for i in sorted(range(len(outcomes)), key=lambda i: _promise(outcomes[i]), reverse=True):
         if any(dominates(other, outcomes[i], settings.objectives) for other in current):
-            continue  # before anything that depends on the time: a repeated search must pass over the same ones
+            # before anything that depends on the time: a repeated search must stop the same ones
+            outcomes[i] = replace(outcomes[i], level=ACCURACY).stopped(DOMINATED)
+            tally.stopped[ACCURACY] += 1
+            continue
         known = _judgement_key(outcomes[i], context) in context.folder.journal
         if judged == settings.judgements or (not known and context.time_left() <= 0):
             break

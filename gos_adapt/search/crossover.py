@@ -4,13 +4,13 @@
 2. Collect the pairs (value of the one, value of the other) of equal shape.
 3. Choose a pair uniformly; in the second operator, the first one's value takes the other's place.
 
-Reference: METHOD 1.3 (thesis algorithm 5). Pairs that give back a parent (input for input, result for result) are left
+Reference: thesis, algorithm 5. Pairs that give back a parent (input for input, result for result) are left
 out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
@@ -22,14 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gos_adapt.operators.graph import Limits, Node, OperatorGraph
-
-
-@dataclass(frozen=True)
-class Child:
-    """A legal canonical operator and how it came to be."""
-
-    operator: OperatorGraph
-    origin: str
+    from gos_adapt.search.legal import Child
 
 
 def cross(
@@ -43,10 +36,10 @@ def cross(
     if not pairs:
         return Rejection("crossover: no value of the one fits a place in the other")
     i, j = pairs[int(rng.integers(len(pairs)))]
-    operator = legalise(_merge(head, i, tail, j), tail.output_shape, limits)
-    if isinstance(operator, Rejection):
-        return Rejection(f"crossover: {operator.reason}")
-    return Child(operator, f"cross v{i} of {head.key} into v{j} of {tail.key}")
+    nodes, sources = _merge(head, i, tail, j)
+    origin = f"cross v{i} of {head.key} into v{j} of {tail.key}"
+    child = legalise(nodes, sources, tail.output_shape, origin, limits)
+    return Rejection(f"crossover: {child.reason}") if isinstance(child, Rejection) else child
 
 
 def _pairs(head: OperatorGraph, tail: OperatorGraph) -> list[tuple[int, int]]:
@@ -71,14 +64,19 @@ def _features_in_preorder(graph: OperatorGraph) -> list[int]:
     return [i for i in order if graph.types[i].kind is Kind.FEATURE]
 
 
-def _merge(head: OperatorGraph, i: int, tail: OperatorGraph, j: int) -> tuple[Node, ...]:
-    """Head up to its value i, then `tail` with its input and its value j replaced by head's input and value i."""
+def _merge(head: OperatorGraph, i: int, tail: OperatorGraph, j: int) -> tuple[list[Node], list[int]]:
+    """Head up to its value i, then `tail` with its input and its value j replaced by head's input and value i.
+
+    Returns:
+        The nodes, and for each of their weight leaves which it is of all weights of `head` and then of `tail`.
+    """
     nodes = list(head.nodes[: i + 1])
+    sources = [k for k, leaf in enumerate(head.weights) if leaf <= i]
     if j == len(tail.nodes) - 1:
-        return tuple(nodes)
+        return nodes, sources
     position = {tail.inputs[0]: head.inputs[0], j: i}
     for old, node in enumerate(tail.nodes):
         if old not in position:
             position[old] = len(nodes)
             nodes.append(replace(node, args=tuple(position[a] for a in node.args)))
-    return tuple(nodes)
+    return nodes, [*sources, *range(len(head.weights), len(head.weights) + len(tail.weights))]

@@ -1,17 +1,17 @@
-"""From edited nodes to a legal operator: every mutation and crossover ends here.
+"""From edited nodes to a legal operator and its weights: every mutation and crossover ends here.
 
 1. Drop nodes that the result does not use.
 2. Derive the shapes of weight leaves from the features they meet, so that an edit upstream reaches downstream.
 3. Restore the output shape: reshape, slice or pad channels, pool or repeat positions.
 4. Check types and limits, and bring into canonical form.
 
-Any step may answer with a `Rejection`.
+Any step may answer with a `Rejection`. Weights follow: each leaf knows which of the parents' it was, or that it is new.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gos_adapt.errors import Rejection
@@ -30,19 +30,48 @@ from gos_adapt.operators.graph import (
     infer_types,
     typed,
 )
+from gos_adapt.search.inherit import inherit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gos_adapt.instructions.base import Shape
+    from gos_adapt.model.model import Array
 
 
-def legalise(nodes: Sequence[Node], output_shape: Shape, limits: Limits = THESIS) -> OperatorGraph | Rejection:
-    """Return the canonical operator that `nodes` mean, with the given output shape, or why there is none."""
-    used = prune(nodes)
-    if not any(node.op == INPUT for node in used):
+@dataclass(frozen=True)
+class Child:
+    """A legal canonical operator and how it came to be.
+
+    Attributes:
+        operator: Canonical.
+        origin: For its lineage.
+        weights: From those of its parents, one after the other: where its fit starts.
+    """
+
+    operator: OperatorGraph
+    origin: str
+    weights: Callable[[Sequence[Array]], tuple[Array, ...]] = field(compare=False)
+
+
+def legalise(
+    nodes: Sequence[Node], sources: Sequence[int | None], output_shape: Shape, origin: str, limits: Limits = THESIS
+) -> Child | Rejection:
+    """Return the operator that `nodes` mean, with the given output shape, or why there is none.
+
+    Args:
+        nodes: Edited; the shapes of weight leaves need not fit.
+        sources: For each weight leaf which of the parents' it is, counted over all parents; `None` for a new one.
+        output_shape: Of the result.
+        origin: What was done.
+        limits: Of its size.
+    """
+    used = _used(nodes)
+    if not any(nodes[i].op == INPUT for i in used):
         return Rejection("the result does not depend on the input")
-    shaped = derive_weight_shapes(used)
+    leaves = [i for i, node in enumerate(nodes) if node.op == WEIGHT]
+    kept = [source for i, source in zip(leaves, sources, strict=True) if i in used]
+    shaped = derive_weight_shapes(_renumbered(nodes, used))
     if isinstance(shaped, Rejection):
         return shaped
     types = infer_types(shaped)
@@ -52,17 +81,24 @@ def legalise(nodes: Sequence[Node], output_shape: Shape, limits: Limits = THESIS
     if isinstance(restored, Rejection):
         return restored
     graph = typed(restored, limits)
-    return graph if isinstance(graph, Rejection) else canonicalise(graph).graph
+    if isinstance(graph, Rejection):
+        return graph
+    canonical = canonicalise(graph)
+    return Child(canonical.graph, origin, lambda parents: canonical.weights(inherit(graph, parents, kept)))
 
 
-def prune(nodes: Sequence[Node]) -> tuple[Node, ...]:
-    """Keep what the last node depends on, in order."""
+def _used(nodes: Sequence[Node]) -> list[int]:
+    """What the last node depends on, itself included, in order."""
     used = {len(nodes) - 1}
     for i in range(len(nodes) - 1, -1, -1):
         if i in used:
             used.update(nodes[i].args)
-    position = {old: i for i, old in enumerate(sorted(used))}
-    return tuple(replace(nodes[old], args=tuple(position[a] for a in nodes[old].args)) for old in sorted(used))
+    return sorted(used)
+
+
+def _renumbered(nodes: Sequence[Node], used: Sequence[int]) -> tuple[Node, ...]:
+    position = {old: i for i, old in enumerate(used)}
+    return tuple(replace(nodes[old], args=tuple(position[a] for a in nodes[old].args)) for old in used)
 
 
 def derive_weight_shapes(nodes: tuple[Node, ...]) -> tuple[Node, ...] | Rejection:

@@ -11,31 +11,36 @@
 Settings that belong together move together: a convolution's padding follows its kernel and dilation so that positions
 stay aligned, and weight shapes follow everything (`search.legal`).
 
-Reference: METHOD 1.3 (thesis 4.3.3).
+Reference: thesis 4.3.3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import HyperValue, Kind, Shape
 from gos_adapt.instructions.rules import as_int, as_ints
+from gos_adapt.instructions.windows import extent
 from gos_adapt.operators.graph import LEAVES, THESIS, WEIGHT, Limits, Node, OperatorGraph
-from gos_adapt.search.crossover import Child
 from gos_adapt.search.legal import legalise
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from gos_adapt.search.legal import Child
+
 Edit = tuple[list[Node], str]
 """Edited nodes (not yet legal) and what was done."""
-Settings = tuple[tuple[str, HyperValue], ...]
+HyperItems = tuple[tuple[str, HyperValue], ...]
 Mutation = Callable[[OperatorGraph, "np.random.Generator"], Edit | Rejection]
 T = TypeVar("T")
+NEW = Node(WEIGHT, shape=(1,))
+"""A weight that the parent does not have, known by its identity; `legalise` derives its shape."""
 
 
 def mutate(graph: OperatorGraph, rng: np.random.Generator, limits: Limits = THESIS) -> Child | Rejection:
@@ -45,12 +50,18 @@ def mutate(graph: OperatorGraph, rng: np.random.Generator, limits: Limits = THES
     if isinstance(edit, Rejection):
         return Rejection(f"{name}: {edit.reason}")
     nodes, change = edit
-    operator = legalise(nodes, graph.output_shape, limits)
-    if isinstance(operator, Rejection):
-        return Rejection(f"{name}: {operator.reason}")
-    if operator.text == graph.text:
+    child = legalise(nodes, _sources(nodes), graph.output_shape, f"{name}: {change}", limits)
+    if isinstance(child, Rejection):
+        return Rejection(f"{name}: {child.reason}")
+    if child.operator.text == graph.text:
         return Rejection(f"{name}: {change} means the same")
-    return Child(operator, f"{name}: {change}")
+    return child
+
+
+def _sources(nodes: Sequence[Node]) -> list[int | None]:
+    """For each weight leaf which of the parent's it is: no edit changes their order."""
+    position = count()
+    return [None if node is NEW else next(position) for node in nodes if node.op == WEIGHT]
 
 
 def _replace_instruction(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejection:
@@ -73,7 +84,7 @@ def _add_node(graph: OperatorGraph, rng: np.random.Generator) -> Edit | Rejectio
     fitting = _fitting(INSTRUCTIONS, (graph.types[i].shape, graph.types[joined].shape), {}, rng)
     op, settings = _pick(fitting, rng)
     kinds = INSTRUCTIONS[op].arguments
-    leaves = _leaves(kinds.count(Kind.WEIGHT))
+    leaves = [NEW] * kinds.count(Kind.WEIGHT)
     added = i + 1 + len(leaves)
     after = [
         replace(node, args=tuple(added if a == i else a + added - i if a > i else a for a in node.args))
@@ -144,7 +155,7 @@ def _with_another(graph: OperatorGraph, i: int, ops: Sequence[str], rng: np.rand
         return Rejection(f"nothing else takes the arguments of {node.op}")
     op, settings = _pick(fitting, rng)
     kept = node.args[: len(INSTRUCTIONS[op].arguments)]
-    leaves = _leaves(len(INSTRUCTIONS[op].arguments) - len(kept))
+    leaves = [NEW] * (len(INSTRUCTIONS[op].arguments) - len(kept))
     after = [
         replace(later, args=tuple(a + len(leaves) if a >= i else a for a in later.args))
         for later in graph.nodes[i + 1 :]
@@ -153,14 +164,9 @@ def _with_another(graph: OperatorGraph, i: int, ops: Sequence[str], rng: np.rand
     return [*graph.nodes[:i], *leaves, replaced, *after], f"v{i} {node.op} -> {op}"
 
 
-def _leaves(count: int) -> list[Node]:
-    """Return weights that nobody has yet; `legalise` derives their shapes."""
-    return [Node(WEIGHT, shape=(1,))] * count
-
-
 def _fitting(
     ops: Iterable[str], features: tuple[Shape, ...], kept: Mapping[str, HyperValue], rng: np.random.Generator
-) -> list[tuple[str, Settings]]:
+) -> list[tuple[str, HyperItems]]:
     """Return those of `ops` that take the first, or both, of `features`, with the settings for which they do."""
     fitting = []
     for op in ops:
@@ -205,6 +211,4 @@ def _aligned(before: dict[str, HyperValue], after: dict[str, HyperValue]) -> dic
 
 
 def _extent(hyper: dict[str, HyperValue]) -> tuple[int, int]:
-    """Height and width that a window covers."""
-    (kh, kw), (dh, dw) = as_ints(hyper["kernel"]), as_ints(hyper.get("dilation", (1, 1)))
-    return (kh - 1) * dh + 1, (kw - 1) * dw + 1
+    return extent(as_ints(hyper["kernel"]), as_ints(hyper.get("dilation", (1, 1))))

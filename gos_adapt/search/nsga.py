@@ -4,7 +4,8 @@ An individual's one variable is a `Candidate`. The only constraint says how far 
 between 0 and 1 it was judged and lost too much, and every level missed before that adds one. Objectives of candidates
 that were never measured are NaN: pymoo ranks infeasible individuals by the constraint alone and never looks at them.
 
-Reference: METHOD 1.3; Deb et al. 2002. `X`, `F`, `G` are pymoo's names for variables, objectives and constraints.
+Reference: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002; thesis 4.3. `X`, `F`, `G`
+are pymoo's names for variables, objectives and constraints.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from pymoo.algorithms.base.genetic import GeneticAlgorithm
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
-from pymoo.core.evaluator import Evaluator
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
-from pymoo.problems.static import StaticProblem
 
 from gos_adapt.errors import Rejection
 from gos_adapt.search.cascade import ILL_TYPED, LEVEL_NAMES, SEEN, objectives
@@ -42,12 +41,12 @@ ATTEMPTS = 8
 """Mutations or crossovers tried before the parent is handed on unchanged (and then turned away as seen before)."""
 
 
-def nsga2(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tally) -> NSGA2:
+def nsga2(seeds: Sequence[Candidate], settings: Settings, random_seed: int, tally: Tally) -> NSGA2:
     """Return the algorithm, ready for `ask`; its first answer is the seeds."""
-    return ready(NSGA2(pop_size=settings.population, **breeding(seeds, settings, seed, tally)), settings)
+    return ready(NSGA2(pop_size=settings.population, **breeding(seeds, settings, random_seed, tally)), settings)
 
 
-def breeding(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tally) -> dict[str, Any]:
+def breeding(seeds: Sequence[Candidate], settings: Settings, random_seed: int, tally: Tally) -> dict[str, Any]:
     """How candidates come to be, whatever is selected among them: arguments of a `GeneticAlgorithm`."""
     return {
         "n_offsprings": settings.offspring,
@@ -55,28 +54,23 @@ def breeding(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: T
         "crossover": SubgraphCrossover(settings, tally),
         "mutation": InstructionMutation(settings, tally),
         "eliminate_duplicates": SameOperator(tally),
-        "seed": seed,
+        "seed": random_seed,
     }
 
 
 def ready(algorithm: T, settings: Settings) -> T:
     """Set an algorithm up for `ask`."""
-    algorithm.setup(_problem(settings), termination=NoTermination())
+    problem = Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
+    algorithm.setup(problem, termination=NoTermination())
     return algorithm
 
 
-def _problem(settings: Settings) -> Problem:
-    return Problem(n_var=1, n_obj=len(settings.objectives), n_ieq_constr=1, vtype=object)
-
-
 def assign(individuals: Sequence[Any], outcomes: Sequence[Outcome], settings: Settings) -> None:
-    """Give individuals the objectives and constraint of their outcomes."""
-    if not outcomes:
-        return
-    F = np.array([_objectives(outcome, settings.objectives) for outcome in outcomes])  # noqa: N806  (pymoo's name)
-    G = np.array([[_violation(outcome)] for outcome in outcomes])  # noqa: N806  (pymoo's name)
-    evaluator = Evaluator(skip_already_evaluated=False)
-    evaluator.eval(StaticProblem(_problem(settings), F=F, G=G), Population.create(*individuals))
+    """Give individuals the objectives and constraint of their outcomes, as often as these change."""
+    for individual, outcome in zip(individuals, outcomes, strict=True):
+        individual.F = np.array(_objectives(outcome, settings.objectives))
+        individual.G = np.array([_violation(outcome)])
+        individual.CV = None  # pymoo would keep the one that it computed first
 
 
 def _objectives(outcome: Outcome, names: Sequence[str]) -> tuple[float, ...]:
@@ -92,43 +86,48 @@ def _violation(outcome: Outcome) -> float:
 
 
 class SubgraphCrossover(Crossover):  # type: ignore[misc]
-    """Two parents give two children: the head of each with the tail of the other."""
+    """Two parents give one child: the head of the first with the tail of the second.
+
+    One and not two: of two, pymoo drops the second where an odd number is wanted, and it would count as seen. The
+    probability is ours: pymoo makes all children and then takes some.
+    """
 
     def __init__(self, settings: Settings, tally: Tally) -> None:
-        super().__init__(n_parents=2, n_offsprings=2, prob=settings.crossover)
-        self._limits, self._tally = settings.limits, tally
+        super().__init__(n_parents=2, n_offsprings=1, prob=1.0)
+        self._probability, self._limits, self._tally = settings.crossover, settings.limits, tally
 
     def _do(self, _problem: Problem, X: Array, *_: Any, random_state: np.random.Generator, **__: Any) -> Array:  # noqa: N803
-        children = np.empty_like(X)
-        for k, (one, other) in enumerate(zip(X[0, :, 0], X[1, :, 0], strict=True)):
-            children[0, k, 0] = self._cross(one, other, random_state)
-            children[1, k, 0] = self._cross(other, one, random_state)
-        return children
+        pairs = zip(X[0, :, 0], X[1, :, 0], strict=True)
+        return _column([self._cross(one, other, random_state) for one, other in pairs])[np.newaxis]
 
     def _cross(self, head: Candidate, tail: Candidate, rng: np.random.Generator) -> Candidate:
+        if rng.random() >= self._probability:
+            return head
         for _ in range(ATTEMPTS):
             child = cross(head.operator, tail.operator, rng, self._limits)
             if not isinstance(child, Rejection):
-                return head.child(child.operator, child.origin, tail)
+                return head.child(child, tail)
             self._tally.stopped[ILL_TYPED] += 1
         return head
 
 
 class InstructionMutation(Mutation):  # type: ignore[misc]
-    """One small change."""
+    """One small change; the probability is ours, as with the crossover."""
 
     def __init__(self, settings: Settings, tally: Tally) -> None:
-        super().__init__(prob=settings.mutation)
-        self._limits, self._tally = settings.limits, tally
+        super().__init__(prob=1.0)
+        self._probability, self._limits, self._tally = settings.mutation, settings.limits, tally
 
     def _do(self, _problem: Problem, X: Array, *_: Any, random_state: np.random.Generator, **__: Any) -> Array:  # noqa: N803
         return _column([self._mutate(parent, random_state) for parent in X[:, 0]])
 
     def _mutate(self, parent: Candidate, rng: np.random.Generator) -> Candidate:
+        if rng.random() >= self._probability:
+            return parent
         for _ in range(ATTEMPTS):
             child = mutate(parent.operator, rng, self._limits)
             if not isinstance(child, Rejection):
-                return parent.child(child.operator, child.origin)
+                return parent.child(child)
             self._tally.stopped[ILL_TYPED] += 1
         return parent
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from gos_adapt.search.cascade import Settings, Tally
 
 
-def random_search(seeds: Sequence[Candidate], settings: Settings, seed: int, tally: Tally) -> GeneticAlgorithm:
+def random_search(seeds: Sequence[Candidate], settings: Settings, random_seed: int, tally: Tally) -> GeneticAlgorithm:
     """Return the algorithm, ready for `ask`; its first answer is the seeds. A `search.nsga.Breeder`."""
     algorithm = GeneticAlgorithm(
         selection=RandomSelection(),
         survival=Everyone(),
         advance_after_initial_infill=True,
-        **breeding(seeds, settings, seed, tally),
+        **breeding(seeds, settings, random_seed, tally),
     )
     return ready(algorithm, settings)
 

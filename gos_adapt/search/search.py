@@ -5,13 +5,15 @@
 3. Until the generations or the time are over, or breeding gives nothing new and nothing waits.
 
 Deterministic: the same seed, context and journal give the same evaluations. Every finished evaluation is in the
-journal, so a search that was cut continues by repeating its own history from there.
+journal, and how many generations are complete: these are repeated without time, so that what was too late for one is
+too late again. A search that was cut so goes on from its own history.
 
-Reference: METHOD 1.3.
+Reference: thesis, algorithm 5.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +21,17 @@ import numpy as np
 
 from gos_adapt.cost.measured import clearly_faster
 from gos_adapt.instructions.base import Kind
-from gos_adapt.operators.graph import LEAVES, THESIS, Limits, OperatorGraph, typed
+from gos_adapt.operators.graph import LEAVES, THESIS, Limits, OperatorGraph
 from gos_adapt.operators.seeds import seeds as relatives
 from gos_adapt.search.candidate import Candidate, Outcome
-from gos_adapt.search.cascade import LEVELS, Tally, dominates, judge, objectives, run_cascade
+from gos_adapt.search.cascade import ILL_TYPED, LEVELS, Tally, dominates, judge, objectives, run_cascade
 from gos_adapt.search.nsga import assign, nsga2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from pymoo.algorithms.base.genetic import GeneticAlgorithm
+    from pymoo.core.population import Population
 
     from gos_adapt.model.model import Site
     from gos_adapt.search.cascade import Context, Levels, Settings
@@ -41,7 +46,7 @@ class Front:
         outcomes: Every candidate that was bred and legal, in the order of breeding.
         best: The feasible, non-dominated ones, the fastest first; never the original itself.
         stopped: How many candidates each level stopped.
-        seconds: What each level took.
+        seconds: What each level took; breeding is that of the ill-typed.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -52,19 +57,17 @@ class Front:
     @property
     def described(self) -> str:
         """How many candidates there were, and where they ended after how long."""
-        stopped = ", ".join(
-            f"{count} {name} ({self.seconds.get(name, 0):.1f} s)" for name, count in self.stopped.items() if count
-        )
+        took = {name: f" ({seconds:.1f} s)" for name, seconds in self.seconds.items()}
+        stopped = ", ".join(f"{count} {name}{took.get(name, '')}" for name, count in self.stopped.items() if count)
         return f"{len(self.outcomes)} candidates; stopped: {stopped or 'none'}"
 
 
 def search(
     context: Context,
     settings: Settings,
-    seed: int,
+    random_seed: int,
     progress: Callable[[int, Front], None] | None = None,
     *,
-    replay: int | None = None,
     breeder: Breeder = nsga2,
     levels: Levels = LEVELS,
 ) -> Front:
@@ -73,39 +76,51 @@ def search(
     Args:
         context: The group and what evaluates its candidates.
         settings: The numbers.
-        seed: Of breeding.
+        random_seed: Of breeding.
         progress: Called after each generation with its number and the front so far.
-        replay: Generations that an earlier process completed before its time was over: so many are repeated, whatever
-            the time is now; what the journal does not hold was not evaluated then either.
         breeder: What proposes candidates.
         levels: What they go through before the judgement.
     """
     tally = Tally()
-    algorithm = breeder(seed_candidates(context.sites, settings.limits), settings, seed, tally)
+    algorithm = breeder(seed_candidates(context.sites, settings.limits), settings, random_seed, tally)
     outcomes: list[Outcome] = []
     waiting: dict[int, Any] = {}  # position among the outcomes -> pymoo's individual
-    for generation in range(settings.generations if replay is None else replay):
-        offspring = algorithm.ask()
+    journal, key = context.folder.journal, context.key(f"search {random_seed}", context.original)
+    complete, finished = journal.get(key) or (0, False)
+    untimed = replace(context, time_left=lambda: 0.0)
+    for generation in range(complete if finished else settings.generations):
+        repeated = generation < complete
+        now = untimed if repeated else context
+        offspring = _asked(algorithm, tally)
         bred = [] if offspring is None else list(offspring)
-        cascaded = run_cascade([individual.X[0] for individual in bred], context, settings, tally, levels)
+        cascaded = run_cascade([individual.X[0] for individual in bred], now, settings, tally, levels)
         assign(bred, cascaded, settings)
         waiting |= {len(outcomes) + k: bred[k] for k, outcome in enumerate(cascaded) if outcome.waiting}
         outcomes += [_lightened(outcome) for outcome in cascaded]
         feasible = [outcome for outcome in outcomes if outcome.feasible]
-        judged = judge([outcomes[i] for i in waiting], feasible, context, settings, tally)
+        judged = judge([outcomes[i] for i in waiting], feasible, now, settings, tally)
         assign(list(waiting.values()), judged, settings)
         for i, outcome in zip(list(waiting), judged, strict=True):
             outcomes[i] = _lightened(outcome)
             if not outcome.waiting:
                 del waiting[i]
-        if bred:
-            algorithm.tell(infills=offspring)
+        algorithm.tell(infills=offspring)  # also without offspring: what was judged has another rank now
+        if not repeated:
+            complete = journal.put(key, [generation + 1, False])[0]
         if progress is not None:
             progress(generation, _front(outcomes, tally, settings.objectives))
-        exhausted = not bred and all(_dominated(outcomes[i], outcomes, settings.objectives) for i in waiting)
-        if exhausted or (replay is None and context.time_left() <= 0):
+        if not (bred or waiting) or (not repeated and context.time_left() <= 0):
             break
+    if not finished:
+        journal.put(key, [complete, True])
     return _front(outcomes, tally, settings.objectives)
+
+
+def _asked(algorithm: GeneticAlgorithm, tally: Tally) -> Population | None:
+    start = time.perf_counter()
+    offspring = algorithm.ask()
+    tally.seconds[ILL_TYPED] += time.perf_counter() - start
+    return offspring
 
 
 def seed_candidates(sites: Sequence[Site], limits: Limits = THESIS) -> list[Candidate]:
@@ -115,9 +130,8 @@ def seed_candidates(sites: Sequence[Site], limits: Limits = THESIS) -> list[Cand
     The original is there whatever its size: the others are held against it.
     """
     candidates = []
-    for k, seed in enumerate(relatives(sites[0].operator)):
-        fits = k == 0 or isinstance(typed(seed.graph.nodes, limits), OperatorGraph)
-        if fits and not _multiplies_weights(seed.graph):
+    for seed in relatives(sites[0].operator, limits):
+        if not _multiplies_weights(seed.graph):
             rng = np.random.default_rng(int(seed.graph.key, 16))
             weights = tuple(seed.initial(site.weights, rng) for site in sites)
             candidates.append(Candidate(seed.graph, weights, (f"seed {seed.name}",), seed.family))

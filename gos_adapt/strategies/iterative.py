@@ -2,8 +2,8 @@
 
     until nothing is left to replace, enough is replaced, or the time is over:
         profile the model as it is now          (on the device)
-        select the worst site and those like it (METHOD 1.1)
-        search, fit, fine-tune                  (METHOD 1.3, 1.4)
+        select the worst site and those like it (`profiling.select`)
+        search, fit, fine-tune                  (`search`, `finetune`)
         splice the best into the model
         recover: train all replacements together when much of the allowance is used
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gos_adapt.profiling.profile import Profile
 
 MAX_SITES = 10
-"""METHOD 1.1."""
+"""Thesis 4.3."""
 WORTH = 1.01
 """Speed-up that a group must promise at best; less cannot be told from noise."""
 FINALISTS, TUNE_SHARE = 3, 0.1
@@ -70,14 +70,13 @@ class Iterative(Setting):
         while True:
             sites = self.eligible(current)
             selection = self._select(current, sites, profile, selected, replacements)
-            replayed = self.replayed(len(steps))
             if not selection.group:
                 break
-            if stop := self._stop(profile, selection, replacements, goal_s, replayed):
+            if stop := self._stop(profile, selection, replacements, goal_s, len(steps)):
                 selection = none_selected(selection, stop)
                 break
             group = tuple(site for site in sites if site.name in selection.group)
-            step = self._step(current, group, selection, profile, len(steps), replayed)
+            step = self._step(current, group, selection, profile, len(steps))
             steps.append(step)
             selected.update(selection.group)
             if not step.chosen:
@@ -101,10 +100,10 @@ class Iterative(Setting):
         selection: Selection,
         replacements: Sequence[Replacement],
         goal_s: float | None,
-        replayed: int | None,
+        number: int,
     ) -> str:
-        """Why nothing more is searched; empty while there is reason to go on."""
-        if replayed is None and self.time_left() <= 0:
+        """Why search `number` is not made; empty while there is reason to go on."""
+        if not self.is_finished(number) and self.time_left() <= 0:
             return "not selected: the time was over"
         if goal_s is not None and profile.whole.median_s <= goal_s:
             return "not selected: the latency that was asked for is reached"
@@ -155,16 +154,10 @@ class Iterative(Setting):
         selection: Selection,
         profile: Profile,
         number: int,
-        replayed: int | None,
     ) -> Step:
         names = ", ".join(site.name for site in group)
         self.progress.note(f"{group[0].kind} {names}: at most {selection.bound:.2f}x if it cost nothing")
-        share_s = self._share()
-        later_s = self.time_left() - share_s if math.isfinite(share_s) else 0.0
-
-        def time_left() -> float:
-            return 0.0 if replayed is not None else self.time_left() - later_s
-
+        time_left = self.clock(None, self._share())
         settings = replace(self.request.settings, epsilon=self.request.epsilon if self.task else TOLERANCE)
         context = self.context(current, group, profile, partial(self._judge, current, group, time_left), time_left)
         front = self.searched(context, settings, number, f"search {number + 1} ({group[0].kind})")

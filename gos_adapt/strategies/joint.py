@@ -2,15 +2,15 @@
 
     profile the model                                                       (on the device)
     for each kind of site, the costliest first: time its relatives, then search operators that are fast and cost little
-                                                                            (METHOD 1.3, 1.4)
+                                                                            (`search`)
     table: for each site and each of these operators: latency saved, loss caused                   (`table`)
     sets that reach the latency asked for at the least loss: of one family of operators each, and of all
                                                                             (`programme`)
     exchange single replacements while the joint loss falls, if all layers are trained and there are minutes for it
                                                                             (`exchange`)
     race: fit each set in model order, each site behind the replacements before it, train it a little, keep the better
-        half, until one is left                                             (METHOD 1.4.2)
-    recover: train that one for all the time that is left                   (METHOD 1.4.4)
+        half, until one is left
+    recover: train that one for all the time that is left                   (`recovery`)
 
 Where no latency is asked for, several are tried with a short race each, and the fastest that keeps the accuracy is
 trained on.
@@ -159,7 +159,7 @@ class Joint(Setting):
         steps = []
         for number, (_, latency_s, bound) in enumerate(worth):
             seconds = time_left() * latency_s / waiting_s  # what one leaves over, the others have
-            context = replace(contexts[number], time_left=self.clock(self.replayed(number), seconds))
+            context = replace(contexts[number], time_left=self.clock(None, seconds))
             steps.append(self._search(context, bound, number, relatives[number]))
             waiting_s -= latency_s
         return steps

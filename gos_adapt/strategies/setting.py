@@ -219,10 +219,9 @@ class Setting:
             time_left=time_left,
         )
 
-    def replayed(self, number: int) -> int | None:
-        """Generations that search `number` of this run took, if an earlier process finished it."""
-        generations: int | None = self.folder.journal.get(f"step:{number}")
-        return generations
+    def is_finished(self, number: int) -> bool:
+        """Whether search `number` of this run is finished."""
+        return f"step:{number}" in self.folder.journal
 
     def searched(self, context: Context, settings: Settings, number: int, name: str) -> Front:
         """Search, and note that search `number` is finished; or repeat it as it was.
@@ -233,19 +232,12 @@ class Setting:
             number: Of the search in this run; its seed follows.
             name: Of the stage.
         """
-        replayed, done = self.replayed(number), 0
         added = (ADDED[name] for name in self.request.also_minimise)
         settings = replace(settings, objectives=tuple(dict.fromkeys((*settings.objectives, *added))))
         with self.progress.stage(name, settings.generations) as advance:
-
-            def generation(_number: int, _front: Front) -> None:
-                nonlocal done
-                done += 1
-                advance()
-
-            front = search(context, settings, self.request.seed + number, generation, replay=replayed)
-        if replayed is None:
-            self.folder.journal.put(f"step:{number}", done)
+            front = search(context, settings, self.request.seed + number, lambda _number, _front: advance())
+        if not self.is_finished(number):
+            self.folder.journal.put(f"step:{number}", True)
         self.progress.detail(front.described)
         return front
 

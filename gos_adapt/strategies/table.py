@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from gos_adapt.cost.measured import ratio_in_turns
 from gos_adapt.errors import Rejection
 from gos_adapt.finetune.fit import DEFAULT
 from gos_adapt.finetune.loss import LossJudge
@@ -26,6 +27,7 @@ from gos_adapt.search.search import is_faster
 from gos_adapt.strategies.programme import MeasuredSet, Option, cheapest_set, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key
 from gos_adapt.strategies.tuned_latency import in_turn, timed_tuned
+from gos_adapt.workbench import WHOLE_EFFORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -267,7 +269,7 @@ class Table:
                 measured = setting.workbench.measure_models([setting.model, model])
                 setting.folder.journal.put(key, [latency.to_json() for latency in measured])
         original, adapted = (Measurement.from_json(form) for form in setting.folder.journal.get(key))
-        return adapted.median_s / original.median_s
+        return ratio_in_turns(adapted, original, WHOLE_EFFORT.samples)
 
 
 def _named(step: Step) -> list[_Kept]:

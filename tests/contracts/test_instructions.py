@@ -210,7 +210,7 @@ THESIS = {
     "loop tiling": ("tile",),
     "loop unrolling": ("unroll",),
 }
-"""Every row of the thesis' table 4.3 (METHOD 1.2), by the instructions that it is here."""
+"""Every row of the thesis' table 4.3, by the instructions that it is here."""
 
 
 def test_every_row_of_the_thesis_is_there_and_has_cases():

@@ -14,9 +14,8 @@ from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.builder import Builder
-from gos_adapt.operators.canonical import KERNELS
 from gos_adapt.operators.evaluate import evaluate
-from gos_adapt.operators.graph import Node, OperatorGraph
+from gos_adapt.operators.graph import LAYERS, Node, OperatorGraph
 from gos_adapt.operators.onnx_form import to_onnx
 from tvm_passes.frontend import import_onnx
 from tvm_passes.kernel_calls import kernel_calls
@@ -131,7 +130,7 @@ def test_a_hint_survives_being_spliced_into_a_model() -> None:
     replacements = []
     for site in find_sites(model):
         if site.name in ("c", "y"):
-            (layer,) = (i for i, node in enumerate(site.operator.nodes) if node.op in KERNELS)
+            (layer,) = (i for i, node in enumerate(site.operator.nodes) if node.op in LAYERS)
             nodes = [*site.operator.nodes[: layer + 1], Node("tile", (layer,), (("columns", 7),))]
             if site.name == "y":
                 nodes += [Node("weight", shape=(2,)), Node("channel_bias", (layer + 1, layer + 2))]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 from compiling import lowered, outputs_of
 from hypothesis import HealthCheck, assume, given, settings
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from gos_adapt.errors import Rejection
 from gos_adapt.instructions import INSTRUCTIONS
 from gos_adapt.instructions.base import Kind
+from gos_adapt.instructions.rules import MAX_ELEMENTS
 from gos_adapt.operators.canonical import canonicalise
 from gos_adapt.operators.equation import equation
 from gos_adapt.operators.evaluate import evaluate, fold
@@ -340,3 +344,25 @@ def test_shape_rules_are_total(name, shapes, data):
     keys = {*INSTRUCTIONS[name].hyperparameters, *data.draw(st.sets(st.sampled_from(("shape", "size", "extra"))))}
     shape = INSTRUCTIONS[name].infer(shapes, {key: data.draw(hyper_values) for key in sorted(keys)})
     assert isinstance(shape, Rejection) or min(shape) > 0
+
+
+sides = st.integers(1, 9) | st.sampled_from((2**14, 2**28))
+
+
+@pytest.mark.parametrize("name", sorted(INSTRUCTIONS))
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.data())
+def test_shape_rules_are_total_where_settings_are_legal(name, data):
+    row = INSTRUCTIONS[name]
+    hyper = {key: data.draw(st.sampled_from(values)) for key, values in row.hyperparameters.items()}
+    if "padding" in hyper:
+        hyper["padding"] = tuple(data.draw(st.lists(st.integers(0, 2) | st.just(2**30), min_size=4, max_size=4)))
+    shapes = tuple(
+        tuple(data.draw(st.lists(sides, min_size=1, max_size=4)))
+        for kind in row.arguments
+        if kind is Kind.FEATURE or Kind.FEATURE not in row.arguments
+    )
+    if Kind.FEATURE in row.arguments:
+        shapes += row.weight_shapes(shapes, hyper)
+    shape = row.infer(shapes, hyper)
+    assert isinstance(shape, Rejection) or 0 < math.prod(shape) <= MAX_ELEMENTS

@@ -19,7 +19,7 @@ def energy_j(outcome: Outcome) -> float:
     The prices are those of a 45 nm process: they rank candidates, they are no board's joules.
 
     Reference: Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, figure 1.1.9;
-    METHOD 1.3 ("energy and memory can be added").
+    thesis 4.3, where more objectives than two are an option.
     """
     operator = outcome.candidate.operator
     return outcome.sites * (MAC_J * operator.macs + BYTE_J * operator.traffic_bytes)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def latency_change_s(outcome: Outcome) -> float:
     """LAT(o): number of sites times (candidate minus original), both measured in one batch; negative is faster.
 
-    Reference: METHOD 1.3 (thesis eq. 4.2), per site instead of per model: only the sites differ.
+    Reference: thesis, eq. 4.2, per site instead of per model: only the sites differ.
     """
     if outcome.is_original:
         return 0.0

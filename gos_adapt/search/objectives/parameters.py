@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 
 def parameters(outcome: Outcome) -> float:
-    """PARAM(o): numbers stored by all sites of the group. Reference: METHOD 1.3 (thesis eq. 4.2)."""
+    """PARAM(o): numbers stored by all sites of the group. Reference: thesis, eq. 4.2."""
     return float(outcome.sites * outcome.candidate.operator.parameters)

@@ -4,7 +4,7 @@ import pytest
 
 from gos_adapt.cost.analytical import Roofline
 from gos_adapt.cost.counted import counted_cost
-from gos_adapt.cost.measured import change_s, clearly_faster, noise_s
+from gos_adapt.cost.measured import change_s, clearly_faster, noise_s, ratio_in_turns
 from gos_adapt.operators.graph import OperatorGraph
 from gos_adapt.operators.text import parse
 from gos_adapt.quantities import Conditions, Measurement
@@ -71,3 +71,13 @@ def test_faster_only_beyond_the_noise():
     assert change_s(noisy, original) == pytest.approx(-0.1)
     assert not clearly_faster(noisy, original)
     assert clearly_faster(measured(0.9, 0.9), original)
+
+
+def test_a_slow_moment_longer_than_a_turn_cancels():
+    loads = (1, 1, 3, 3, 3)
+    original = measured(*(2.0 * load for load in loads for _ in range(4)))
+    adapted = measured(*(1.0 * load for load in loads for _ in range(4)))
+    assert ratio_in_turns(adapted, original, 4) == 0.5
+    late = measured(*(1.0 * load for load in (1, 1, 1, 3, 3) for _ in range(4)))  # the load came after its turn
+    assert late.median_s / original.median_s == pytest.approx(1 / 6)
+    assert ratio_in_turns(late, original, 4) == 0.5

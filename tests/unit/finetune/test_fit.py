@@ -12,7 +12,7 @@ from gos_adapt.operators.graph import OperatorGraph
 from gos_adapt.operators.seeds import seeds
 from gos_adapt.operators.text import parse
 from gos_adapt.operators.torch_form import TorchOperator
-from gos_adapt.search.candidate import inherit
+from gos_adapt.search.inherit import inherit
 
 INPUT = "v0 = input 8x7x6\n"
 
@@ -210,7 +210,7 @@ def test_a_layer_below_a_computed_bias_is_fitted_by_its_closed_form():
 
 def test_scales_start_at_one_and_biases_at_zero():
     graph = operator("v0 = input 8\nv1 = weight 1\nv2 = scale(v0, v1)\nv3 = weight 8\nv4 = channel_bias(v2, v3)")
-    assert [weight.tolist() for weight in inherit(graph, [])] == [[1], [0] * 8]
+    assert [weight.tolist() for weight in inherit(graph)] == [[1], [0] * 8]
 
 
 def test_an_operator_without_weights_is_only_judged():
@@ -222,7 +222,7 @@ def test_an_operator_without_weights_is_only_judged():
 def test_fitting_is_deterministic():
     graph, other = operator(REPRESENTABLE["relu"]), operator(REPRESENTABLE["depthwise"])
     teacher = TorchOperator(graph, weights_of(graph, 1))
-    one, two = (fit(other, inherit(other, []), teacher, activations_of(graph)) for _ in range(2))
+    one, two = (fit(other, inherit(other), teacher, activations_of(graph)) for _ in range(2))
     assert one.relative_error == two.relative_error
     np.testing.assert_array_equal(one.weights[0], two.weights[0])
 

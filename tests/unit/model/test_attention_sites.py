@@ -6,6 +6,7 @@ import torch
 from example_models import assert_close, in_onnx_runtime, normal
 from torch import nn
 
+from gos_adapt.cost.analytical import Roofline
 from gos_adapt.errors import Rejection
 from gos_adapt.finetune.capture import Activations
 from gos_adapt.finetune.fit import FitSettings, fit
@@ -121,6 +122,13 @@ def test_relatives_of_attention_are_cheaper_and_start_from_its_weights():
         assert not isinstance(seed.graph, Rejection)
         if name != "linear_attention":  # with as many channels as tokens it saves nothing
             assert seed.graph.macs < site.operator.macs
+
+
+def test_the_arithmetic_of_attention_is_predicted():
+    (site,) = attention_sites(imported(Fused))
+    pooled = next(seed.graph for seed in seeds(site.operator) if seed.name.startswith("pooled_attention"))
+    arithmetic = Roofline(bytes_per_s=1e15, kernel_overhead_s=0.0)
+    assert arithmetic.predict(pooled).latency_s < arithmetic.predict(site.operator).latency_s
 
 
 def test_a_relative_of_attention_is_fitted_behind_its_transposition():

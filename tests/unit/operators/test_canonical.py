@@ -69,6 +69,14 @@ REWRITES = {
         lambda b, x: b.apply("unfold", x, **POOL_OF_ONE, dilation=(1, 1)),
         lambda b, x: b.apply("subsample", x, stride=(2, 2)),
     ),
+    "dilation of one column": (
+        lambda b, x: b.convolution(x, 8, (3, 1), padding=(2, 0, 2, 0), dilation=(2, 3)),
+        lambda b, x: b.convolution(x, 8, (3, 1), padding=(2, 0, 2, 0), dilation=(2, 1)),
+    ),
+    "dilated unfold of one element": (
+        lambda b, x: b.apply("unfold", x, **POOL_OF_ONE, dilation=(2, 2)),
+        lambda b, x: b.apply("subsample", x, stride=(2, 2)),
+    ),
     "unfold of zero": (
         lambda b, x: b.apply("unfold", b.apply("zero", x, shape=(4, 6, 6)), **WINDOW, dilation=(1, 1)),
         lambda b, x: b.apply("zero", x, shape=(36, 6, 6)),

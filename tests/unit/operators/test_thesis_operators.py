@@ -1,4 +1,4 @@
-"""Every operator the thesis found (table 4.5, METHOD 1.5) can be written, and means what plain numpy says.
+"""Every operator the thesis found (table 4.5) can be written, and means what plain numpy says.
 
 The references insert the zeros of a dilated filter by hand and leave the sliding to scipy.
 """

@@ -1,4 +1,4 @@
-"""Selection (METHOD 1.1, algorithm 4) on cases worked by hand."""
+"""Selection (thesis, algorithm 4) on cases worked by hand."""
 
 import math
 

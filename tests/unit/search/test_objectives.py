@@ -31,6 +31,13 @@ def test_a_shortcut_keeps_its_input_alive():
     assert peak_bytes(operator(chain)) == 2 * MAP
 
 
+def test_a_schedule_hint_needs_no_memory():
+    hinted = RESIDUAL.replace(
+        "v3 = relu(v2)\nv4 = add(v0, v3)", "v3 = tile(v2, columns=4)\nv4 = relu(v3)\nv5 = add(v0, v4)"
+    )
+    assert peak_bytes(operator(hinted)) == peak_bytes(operator(RESIDUAL))
+
+
 def test_memory_counts_the_weights_of_all_sites_and_the_maps_of_one():
     outcome = Outcome(Candidate(operator(RESIDUAL), (), ()), sites=3)
     assert OBJECTIVES["memory (bytes)"](outcome) == 3 * 4 * 4 + 3 * MAP

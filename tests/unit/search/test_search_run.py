@@ -6,15 +6,28 @@ import numpy as np
 import pytest
 from example_models import normal
 from example_search import CONDITIONS, QUICK, context_for, counted_latencies, residual_model, sites_named
+from pymoo.core.individual import Individual
 
 from gos_adapt.finetune.equivalence import TOLERANCE, EquivalenceJudge
-from gos_adapt.operators.graph import Node, typed
+from gos_adapt.operators.canonical import canonicalise
+from gos_adapt.operators.graph import THESIS, Limits, Node, typed
 from gos_adapt.quantities import Measurement
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search import cascade
 from gos_adapt.search.candidate import Candidate, Outcome
-from gos_adapt.search.cascade import ACCURACY, LEVEL_NAMES, OUT_OF_TIME, Settings, objectives
-from gos_adapt.search.search import choose, search
+from gos_adapt.search.cascade import (
+    ACCURACY,
+    DOMINATED,
+    LEVEL_NAMES,
+    OUT_OF_TIME,
+    Settings,
+    Tally,
+    dominates,
+    objectives,
+)
+from gos_adapt.search.nsga import assign, nsga2
+from gos_adapt.search.random_search import random_search
+from gos_adapt.search.search import choose, search, seed_candidates
 
 SETTINGS = Settings(generations=3, population=12, offspring=8, epsilon=0.22, judgements=3)
 
@@ -60,7 +73,7 @@ def run(model, path, *, judge_limit=None, measure=counted_latencies, settings=SE
         recorder = Recorder(context.judge, judge_limit)
         context = context_for(model, context.sites, folder, judge=recorder.judge, measure=measure)
         try:
-            return search(context, settings, seed=3), recorder.seen
+            return search(context, settings, random_seed=3), recorder.seen
         except CutError:
             return None, recorder.seen
 
@@ -133,7 +146,74 @@ def test_what_loses_too_much_is_infeasible_whatever_it_gains(model, tmp_path):
     assert judged
     assert front.best == ()
     assert choose(front.best) is None
-    assert front.stopped[ACCURACY] == len(judged)
+    assert front.stopped[ACCURACY] == len(judged) + sum(o.reason == DOMINATED for o in front.outcomes)
+
+
+def test_what_the_front_dominates_is_stopped_and_not_judged(whole):
+    front, judged = whole
+    dominated = [outcome for outcome in front.outcomes if outcome.reason == DOMINATED]
+    assert dominated
+    assert not {outcome.candidate.operator.key for outcome in dominated} & set(judged)
+    for outcome in dominated:
+        assert any(dominates(other, outcome, SETTINGS.objectives) for other in front.outcomes if other.feasible)
+
+
+def test_a_complete_generation_is_repeated_as_it_was_whatever_the_time_is(model, tmp_path):
+    fits_left, generations = 20, []
+
+    def run_with(time_left):
+        def cut(_generation, front):
+            generations.append(summary(front))
+            if time_left is not None:
+                raise CutError
+
+        with open_folder(tmp_path) as folder:
+            context = context_for(model, sites_named(model, "r1"), folder)
+
+            def fit_error(operator, weights):
+                nonlocal fits_left
+                fits_left -= 1
+                return context.fit_error(operator, weights)
+
+            limited = replace(context, fit_error=fit_error, time_left=time_left or (lambda: 1e9))
+            return search(limited, replace(SETTINGS, fit_share=1.0), 3, cut)
+
+    with pytest.raises(CutError):
+        run_with(lambda: float(fits_left > 0))
+    late = [key for key, _, reason, _ in generations[0] if reason == OUT_OF_TIME]
+    assert late
+    run_with(None)
+    assert generations[1] == generations[0]
+
+
+def test_a_candidate_that_is_judged_late_is_feasible_to_the_algorithm(whole):
+    (best, *_) = whole[0].best
+    individual = Individual(X=np.array([best.candidate], dtype=object))
+    assign([individual], [replace(best, judgement=None)], SETTINGS)
+    assert not individual.FEAS.item()
+    assign([individual], [best], SETTINGS)
+    assert individual.FEAS.item()
+
+
+@pytest.mark.parametrize("breeder", [nsga2, random_search])
+def test_everything_new_that_is_bred_is_asked_for(model, breeder):
+    seeds = seed_candidates(sites_named(model, "r1"))[:6]
+    algorithm = breeder(seeds, Settings(population=6, offspring=5), 1, Tally())
+    asked = set()
+    for _ in range(4):
+        offspring = algorithm.ask()
+        asked |= {individual.X[0].operator.text for individual in offspring}
+        assign(list(offspring), [Outcome(i.X[0], 1, "fit").stopped("too bad") for i in offspring], SETTINGS)
+        algorithm.tell(infills=offspring)
+    assert asked == algorithm.eliminate_duplicates._seen
+
+
+def test_wider_limits_have_more_seeds_and_the_original_has_none(model):
+    sites = sites_named(model, "o1")
+    few, usual = (seed_candidates(sites, limits) for limits in (Limits(nodes=2, edges=2), THESIS))
+    assert [len(candidate.operator.nodes) for candidate in few[1:]] == [2] * (len(few) - 1)
+    assert few[0].operator == usual[0].operator == canonicalise(sites[0].operator).graph
+    assert {c.operator.text for c in few} < {c.operator.text for c in usual}
 
 
 def test_alike_sites_get_the_same_operator_with_their_own_weights(model, tmp_path):
@@ -162,8 +242,8 @@ def test_a_candidate_that_cannot_be_measured_is_stopped_with_the_reason(model, t
 def test_no_evaluation_starts_when_the_time_is_over(model, tmp_path):
     with open_folder(tmp_path) as folder:
         context = context_for(model, sites_named(model, "r1"), folder, time_left=lambda: 0.0)
-        front = search(context, SETTINGS, seed=0)
-        assert len(folder.journal) == 0
+        front = search(context, SETTINGS, random_seed=0)
+        assert len(folder.journal) == 1  # that it was made
     assert front.best == ()
     assert {o.reason for o in front.outcomes if o.level == "fit"} == {"out of time"}
 
@@ -200,7 +280,7 @@ def test_without_a_task_only_the_same_function_is_feasible(model, tmp_path):
     assert own.drop == 0
     with open_folder(tmp_path) as folder:
         context = context_for(model, sites, folder, judge=judge)
-        front = search(context, Settings(generations=1, epsilon=TOLERANCE), seed=0)
+        front = search(context, Settings(generations=1, epsilon=TOLERANCE), random_seed=0)
     judged = [o for o in front.outcomes if o.judgement is not None and not o.is_original]
     assert judged
     assert all(o.feasible == (o.judgement.drop < TOLERANCE) for o in judged)
@@ -220,7 +300,7 @@ def test_measuring_leaves_time_for_judging(model, tmp_path, monkeypatch):
     with open_folder(tmp_path) as folder:
         sites = sites_named(model, "r1")
         context = context_for(model, sites, folder, measure=measure, time_left=lambda: left_s)
-        front = search(context, settings, seed=0)
+        front = search(context, settings, random_seed=0)
     measured = [outcome for outcome in front.outcomes if outcome.latency is not None]
     assert len(measured) == 6
     assert any(outcome.judgement for outcome in measured)
