@@ -32,7 +32,7 @@ format: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build runs $(DIGITS)/build
 
-# A plain `torch` is the CPU build where the package index offers one; the pins are in pyproject.toml.
+# `torch` may be a build for GPUs, which is large and works as well: pip decides. The pins are in pyproject.toml.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)

@@ -4,7 +4,7 @@ The host is reached the same way as a board: a server process of its own, so tha
 the process that searches. A crash of the code under test costs the session's child, not this process: the session
 reconnects and the failure becomes a `Measurement` with its reason.
 
-References: notes in docs/adr/0002; TVM's `time_evaluator` runs a function once to warm up, then `repeat` times `number`
+References: docs/adr/0011; TVM's `time_evaluator` runs a function once to warm up, then `repeat` times `number`
 runs.
 """
 
