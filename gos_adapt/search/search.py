@@ -86,10 +86,11 @@ def search(
     outcomes: list[Outcome] = []
     waiting: dict[int, Any] = {}  # position among the outcomes -> pymoo's individual
     journal, key = context.folder.journal, context.key(f"search {random_seed}", context.original)
-    complete, finished = journal.get(key) or (0, False)
+    finished: int | None = journal.get(key)  # after so many generations
     untimed = replace(context, time_left=lambda: 0.0)
-    for generation in range(complete if finished else settings.generations):
-        repeated = generation < complete
+    made = 0
+    for generation in range(settings.generations if finished is None else finished):
+        repeated = f"{key}:{generation}" in journal
         now = untimed if repeated else context
         offspring = _asked(algorithm, tally)
         bred = [] if offspring is None else list(offspring)
@@ -106,13 +107,14 @@ def search(
                 del waiting[i]
         algorithm.tell(infills=offspring)  # also without offspring: what was judged has another rank now
         if not repeated:
-            complete = journal.put(key, [generation + 1, False])[0]
+            journal.put(f"{key}:{generation}", True)
+        made += 1
         if progress is not None:
             progress(generation, _front(outcomes, tally, settings.objectives))
         if not (bred or waiting) or (not repeated and context.time_left() <= 0):
             break
-    if not finished:
-        journal.put(key, [complete, True])
+    if finished is None:
+        journal.put(key, made)
     return _front(outcomes, tally, settings.objectives)
 
 
