@@ -224,9 +224,8 @@ def _merged(op: str, inner: Mapping[str, HyperValue], outer: Mapping[str, HyperV
             return {name: as_int(inner[name]) + as_int(value) for name, value in outer.items()}
         case "subsample" | "upsample":
             return {name: _each(mul, inner[name], value) for name, value in outer.items()}
-        case "shift" if (
-            min(_each(mul, inner["offset"], outer["offset"])) >= 0
-        ):  # back, and it would not come back whole
+        # not there and back: what left the map does not come back
+        case "shift" if min(_each(mul, inner["offset"], outer["offset"])) >= 0:
             return {"offset": _each(add, inner["offset"], outer["offset"])}
     return None
 

@@ -4,8 +4,7 @@
 2. Collect the pairs (value of the one, value of the other) of equal shape.
 3. Choose a pair uniformly; in the second operator, the first one's value takes the other's place.
 
-Reference: thesis, algorithm 5. Pairs that give back a parent (input for input, result for result) are left
-out.
+Reference: thesis, algorithm 5. Pairs that give back a parent (input for input, result for result) are left out.
 """
 
 from __future__ import annotations

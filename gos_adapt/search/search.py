@@ -68,6 +68,7 @@ def search(
     random_seed: int,
     progress: Callable[[int, Front], None] | None = None,
     *,
+    name: str = "search",
     breeder: Breeder = nsga2,
     levels: Levels = LEVELS,
 ) -> Front:
@@ -78,6 +79,7 @@ def search(
         settings: The numbers.
         random_seed: Of breeding.
         progress: Called after each generation with its number and the front so far.
+        name: Of this search in the journal, which holds it once the search is finished.
         breeder: What proposes candidates.
         levels: What they go through before the judgement.
     """
@@ -85,12 +87,12 @@ def search(
     algorithm = breeder(seed_candidates(context.sites, settings.limits), settings, random_seed, tally)
     outcomes: list[Outcome] = []
     waiting: dict[int, Any] = {}  # position among the outcomes -> pymoo's individual
-    journal, key = context.folder.journal, context.key(f"search {random_seed}", context.original)
-    finished: int | None = journal.get(key)  # after so many generations
+    journal = context.folder.journal
+    finished: int | None = journal.get(name)  # after so many generations
     untimed = replace(context, time_left=lambda: 0.0)
     made = 0
     for generation in range(settings.generations if finished is None else finished):
-        repeated = f"{key}:{generation}" in journal
+        repeated = f"{name}:{generation}" in journal
         now = untimed if repeated else context
         offspring = _asked(algorithm, tally)
         bred = [] if offspring is None else list(offspring)
@@ -107,14 +109,14 @@ def search(
                 del waiting[i]
         algorithm.tell(infills=offspring)  # also without offspring: what was judged has another rank now
         if not repeated:
-            journal.put(f"{key}:{generation}", True)
+            journal.put(f"{name}:{generation}", True)
         made += 1
         if progress is not None:
             progress(generation, _front(outcomes, tally, settings.objectives))
         if not (bred or waiting) or (not repeated and context.time_left() <= 0):
             break
     if finished is None:
-        journal.put(key, made)
+        journal.put(name, made)
     return _front(outcomes, tally, settings.objectives)
 
 

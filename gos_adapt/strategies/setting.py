@@ -224,7 +224,7 @@ class Setting:
         return f"step:{number}" in self.folder.journal
 
     def searched(self, context: Context, settings: Settings, number: int, name: str) -> Front:
-        """Search, and note that search `number` is finished; or repeat it as it was.
+        """Search, or repeat a search that is finished as it was.
 
         Args:
             context: Its sites and what evaluates candidates.
@@ -235,9 +235,8 @@ class Setting:
         added = (ADDED[name] for name in self.request.also_minimise)
         settings = replace(settings, objectives=tuple(dict.fromkeys((*settings.objectives, *added))))
         with self.progress.stage(name, settings.generations) as advance:
-            front = search(context, settings, self.request.seed + number, lambda _number, _front: advance())
-        if not self.is_finished(number):
-            self.folder.journal.put(f"step:{number}", True)
+            seed = self.request.seed + number
+            front = search(context, settings, seed, lambda _number, _front: advance(), name=f"step:{number}")
         self.progress.detail(front.described)
         return front
 
