@@ -57,7 +57,7 @@ from gos_adapt.search.objectives.loss import loss
 from gos_adapt.search.random_search import random_search
 from gos_adapt.search.search import Front, search
 from gos_adapt.strategies.joint import ANY_LOSS, Joint, search_settings
-from gos_adapt.strategies.setting import QUICK, QUICK_SAMPLES, SEARCH, Request
+from gos_adapt.strategies.setting import FIT_SAMPLES, SEARCH, Request
 from gos_adapt.task import load_task
 from gos_adapt.workbench import Workbench
 
@@ -213,7 +213,7 @@ class Unfitted:
     """Judges a candidate by the weights it came with, as `fit` and `LossJudge` do by fitted ones."""
 
     def __init__(self, model: Model, site: Site, lessons: Lessons, material: Activations) -> None:
-        self._judge, self._material = LossJudge(model, site, lessons, QUICK), material
+        self._judge, self._material = LossJudge(model, site, lessons), material
         self._wanted = computed(TorchOperator(site.operator, site.weights), material.teacher_inputs)
 
     def error(self, operator: OperatorGraph, weights: Weights) -> float:
@@ -363,10 +363,10 @@ class Bench:
     @contextmanager
     def context(self, group: tuple[Site, ...], variant: Variant, time_left: Callable[[], float]) -> Iterator[Context]:
         """What a search for `group` needs, with nothing left of an earlier search."""
-        judge = partial(LossJudge, self.model, group[0], self.lessons, QUICK)
+        judge = partial(LossJudge, self.model, group[0], self.lessons)
         context = self.setting.context(self.model, group, self.profile, judge, time_left)
         if not variant.fitted:
-            material = capture(self.model, group[:1], self.setting.samples[:QUICK_SAMPLES])[group[0].name]
+            material = capture(self.model, group[:1], self.setting.samples[:FIT_SAMPLES])[group[0].name]
             unfitted = Unfitted(self.model, group[0], self.lessons, material)
             context = replace(context, fit_error=unfitted.error, judge=unfitted.judge)
         with (

@@ -53,6 +53,8 @@ class FitSettings:
     held_out: float = 0.25
 
 
+CLOSED_FORM = FitSettings(steps=0)
+"""Ranks candidates well enough."""
 DEFAULT = FitSettings()
 """Quick: enough to tell hopeless candidates from others."""
 THOROUGH = FitSettings(steps=800, learning_rate=0.01, macs=4e10)

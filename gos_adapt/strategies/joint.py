@@ -42,7 +42,7 @@ from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import timed
 from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies.exchange import exchanged
-from gos_adapt.strategies.setting import QUICK, Adapted, Setting, Step, graph_key
+from gos_adapt.strategies.setting import Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Joint(Setting):
         return sorted(map(tuple, alike.values()), key=lambda group: -profile.group_s(group))
 
     def _context(self, group: tuple[Site, ...], profile: Profile) -> Context:
-        judge = partial(LossJudge, self.model, group[0], self.lessons, QUICK)
+        judge = partial(LossJudge, self.model, group[0], self.lessons)
         return self.context(self.model, group, profile, judge, self.time_left)
 
     def _relatives(self, contexts: Sequence[Context]) -> list[tuple[Outcome, ...]]:
@@ -269,16 +269,18 @@ class Joint(Setting):
                     break
                 self.folder.journal.put(name, True)
             sets, missed = table.sets(whole_s / ladder[middle], plan.contenders, plan.seconds)
-            if missed or not sets:
-                high = middle
-                continue
+            rungs = middle + 1
+            if missed:  # what came nearest is timed already, and may reach a rung below
+                high, rungs = middle, sum(table.reaches(rows, whole_s / rung) for rows in sets for rung in ladder)
+                if rungs <= low:
+                    continue
             if tuple(sets) not in raced:  # what reaches one rung may reach the next as well
                 raced[tuple(sets)] = self._race(sets, name, plan, plan.seconds, PASSES / 4)
             chosen, trial = raced[tuple(sets)]
             lost = self.drop(trial.score)
-            self.progress.note(f"{ladder[middle]}x: {lost:.4f} lost after a short recovery")
+            self.progress.note(f"{ladder[rungs - 1]}x: {lost:.4f} lost after a short recovery")
             if lost < self.request.epsilon:
-                best, low = (chosen, trial), middle + 1
+                best, low = (chosen, trial), rungs
                 self.keep(trial.model, trial.replacements)
             else:
                 high = middle

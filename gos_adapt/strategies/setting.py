@@ -17,7 +17,7 @@ import numpy as np
 from gos_adapt.cost.analytical import Roofline
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import Lessons, prepare_lessons, score
-from gos_adapt.finetune.fit import FitSettings, fit
+from gos_adapt.finetune.fit import CLOSED_FORM, fit
 from gos_adapt.finetune.recovery import (
     STEPS,
     Recovered,
@@ -58,9 +58,8 @@ SELECTION = 2048
 RANDOM_SAMPLES = 16
 SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_error=0.8)
 """For minutes on two cores: the thesis breeds 50 generations in an hour on a GPU."""
-QUICK = FitSettings(steps=0)
-QUICK_SAMPLES = 64
-"""For the cascade: the closed form on a quarter of the samples ranks candidates well enough; the judge fits in full."""
+FIT_SAMPLES = 64
+"""For the cascade, which fits in closed form: enough to tell hopeless candidates."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,9 @@ class Setting:
         site = group[0]
 
         def fitter() -> Callable[[OperatorGraph, Weights], float]:
-            material = capture(current, [site], self.samples[:QUICK_SAMPLES])[site.name]
+            material = capture(current, [site], self.samples[:FIT_SAMPLES])[site.name]
             teacher = TorchOperator(site.operator, site.weights)
-            return lambda operator, weights: fit(operator, weights, teacher, material, QUICK).relative_error
+            return lambda operator, weights: fit(operator, weights, teacher, material, CLOSED_FORM).relative_error
 
         return Context(
             sites=group,

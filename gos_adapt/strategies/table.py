@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gos_adapt.cost.measured import ratio_in_turns
 from gos_adapt.errors import Rejection
-from gos_adapt.finetune.fit import DEFAULT
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
@@ -228,7 +227,7 @@ class Table:
         if key not in setting.folder.journal:
             if time_left() <= 0:
                 return None
-            judge = LossJudge(setting.model, site, setting.lessons, DEFAULT)
+            judge = LossJudge(setting.model, site, setting.lessons)
             setting.folder.journal.put(key, judge(candidate.operator, (candidate.weights[k],)).drop)
         loss = setting.folder.journal.get(key)
         assert outcome.latency is not None

@@ -37,7 +37,7 @@ def quick():
         patch.setattr(joint, "MOST_SETS", 2)
         patch.setattr(table, "KEPT", 2)
         patch.setattr(joint, "LADDER", (1.1, 1.5))
-        patch.setattr(joint, "LONG", replace(table.DEFAULT, steps=table.DEFAULT.steps + 1))
+        patch.setattr(joint, "LONG", replace(joint.DEFAULT, steps=joint.DEFAULT.steps + 1))
         yield
 
 
@@ -165,6 +165,18 @@ def test_without_a_latency_asked_for_the_accuracy_decides(model, workbench, tmp_
     assert strict.notes
 
 
+def test_what_misses_a_rung_of_the_ladder_may_do_for_one_below(faster, model, workbench, tmp_path, monkeypatch):
+    without(faster, tmp_path)
+    found, lower, upper = table.Table.sets, 1.05, 1.1
+    monkeypatch.setattr(joint, "LADDER", (lower, upper))
+    monkeypatch.setattr(table.Table, "sets", lambda *args, **options: (found(*args, **options)[0], ("missed",)))
+    with opened(model, workbench, tmp_path / "run", [], epsilon=math.inf, max_sites=None) as strategy:
+        between_s = strategy.profiles("original", model)[0].whole.median_s / math.sqrt(lower * upper)
+        monkeypatch.setattr(table.Table, "reaches", lambda _table, _rows, goal_s: goal_s >= between_s)
+        assert strategy.run().replacements
+        assert [rung for rung in (lower, upper) if f"trial-{rung}" in strategy.folder.journal] == [upper]
+
+
 def test_no_more_sites_are_replaced_than_allowed(faster, model, workbench, tmp_path):
     searched, *_ = faster
     shutil.copytree(searched, tmp_path / "run")  # what was searched and timed is known
@@ -215,7 +227,7 @@ def test_as_many_sets_race_as_can_have_enough_steps_and_a_killed_run_keeps_their
         short = strategy._planned("short", 0.99 * least_s)
         assert (short.runners, short.contenders) == (1, 2)
         hasty = strategy._planned("hasty", 1e-3)
-        assert (hasty.contenders, hasty.fitting) == (1, table.DEFAULT)
+        assert (hasty.contenders, hasty.fitting) == (1, joint.DEFAULT)
         long = strategy._planned("long", 1.01 * least_s)
         assert long.runners == 2
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:

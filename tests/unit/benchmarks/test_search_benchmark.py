@@ -11,7 +11,6 @@ from example_search import context_for, residual_model, sites_named, task_for
 
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import prepare_lessons
-from gos_adapt.finetune.fit import FitSettings
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.cascade import LEVELS
@@ -43,7 +42,7 @@ def contexts(model, lessons, unfitted, tmp_path):
 
     @contextmanager
     def make(variant, time_left):
-        judge = LossJudge(model, sites[0], lessons, FitSettings(steps=0))
+        judge = LossJudge(model, sites[0], lessons)
         with RunFolder.open(tmp_path / str(next(folders)), {}) as folder:
             context = context_for(model, sites, folder, judge=judge, time_left=time_left)
             yield context if variant.fitted else replace(context, fit_error=unfitted.error, judge=unfitted.judge)
@@ -114,7 +113,7 @@ def test_the_thesis_limits_are_among_the_sizes():
 
 def test_the_initial_weights_are_judged_as_they_are(model, lessons, unfitted):
     (site,) = sites_named(model, "o1")
-    fitted = LossJudge(model, site, lessons, FitSettings(steps=0))
+    fitted = LossJudge(model, site, lessons)
     original, *others = seed_candidates([site])
     own = unfitted.judge(original.operator, original.weights).drop
     assert unfitted.error(original.operator, original.weights[0]) < 1e-9

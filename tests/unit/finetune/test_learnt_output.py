@@ -11,7 +11,7 @@ from example_search import residual_model, sites_named, task_for, task_with
 from onnx import helper
 
 from gos_adapt.finetune.distil import AccuracyJudge, prepare_lessons, score
-from gos_adapt.finetune.fit import FitSettings
+from gos_adapt.finetune.fit import CLOSED_FORM
 from gos_adapt.finetune.learnt_output import learnt_output
 from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.finetune.recovery import Recovery, Teacher, recover
@@ -59,9 +59,8 @@ def test_candidates_cost_both_the_same(plain, softened):
     for model in (plain, softened):
         task = task_for(model)
         lessons, (site, replacement) = prepare_lessons(model, task, 64), narrow(model)
-        quick = FitSettings(steps=0)
-        loss = LossJudge(model, site, lessons, quick)(replacement.operator, (replacement.weights,))
-        judge = AccuracyJudge(model, [site], lessons, score(model, task.selection, task.metric), fitting=quick)
+        loss = LossJudge(model, site, lessons)(replacement.operator, (replacement.weights,))
+        judge = AccuracyJudge(model, [site], lessons, score(model, task.selection, task.metric), fitting=CLOSED_FORM)
         drop = judge(replacement.operator, (replacement.weights,))
         judgements.append((loss.drop, drop.score, drop.drop))
     assert judgements[0] == judgements[1]
