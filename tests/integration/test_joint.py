@@ -127,6 +127,20 @@ def test_something_can_be_delivered_before_the_last_training(faster, model, work
         assert len(kept) == 2
 
 
+@pytest.mark.parametrize(("behind", "delivered"), [(1.0, 1), (math.inf, 2)])
+def test_what_is_far_behind_after_long_fits_of_all_layers_has_no_heat(
+    faster, model, workbench, tmp_path, monkeypatch, behind, delivered
+):
+    without(faster, tmp_path)
+    monkeypatch.setattr(joint, "BEHIND", behind)
+    kept = []
+    with opened(model, workbench, tmp_path / "run", kept, epsilon=0.2, max_sites=None, train_all=True) as strategy:
+        rows = table_of(strategy)().rows
+        long = joint._Race(2, 1e9, 2 * joint.DEFAULT.macs)
+        strategy._race([(row,) for row in rows[:2]], "raced", long, math.inf, 1, deliver=True)
+        assert len(kept) == delivered
+
+
 def test_every_replaced_site_is_told_with_the_candidate_that_went_there(faster):
     _, adapted, _, _ = faster
     told = {name: outcome for step in adapted.steps for name, outcome in step.chosen.items()}
