@@ -2,7 +2,8 @@
 
 Run as ``python -m device_targets.local_server``; the session key comes on standard input, never on a command line that
 others can read, and the port goes to standard output. Each session is served by a forked child, so a kernel that
-crashes takes only its session with it.
+crashes takes only its session with it. Everybody on this machine can connect, so whoever does not send the key at once
+is shut out.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import ctypes
 import os
 import signal
 import socket
+import struct
 import sys
+import time
+from hmac import compare_digest
 from pathlib import Path
 
 from device_targets.threads import start_threads
 
 _PR_SET_PDEATHSIG = 1
 START_THREADS = "adapt.start_threads"
+GREETING_S = 3.0
+"""For the key to arrive; a session sends it as soon as it is connected."""
 
 
 def die_with_parent() -> None:
@@ -56,11 +62,42 @@ def main() -> None:
     home = Path.cwd()
     print(port, flush=True)
     while True:
-        try:
-            server._listen_loop(listener, port, key, None, None, None)
-        except RuntimeError as crash:  # TVM reports a crashed session child this way; the next session is served
-            print(crash, file=sys.stderr, flush=True)
-            os.chdir(home)  # TVM leaves us in the session's folder, which is gone
+        connection, address = listener.accept()
+        with connection:
+            if not _greeted(connection, key):
+                continue
+            try:
+                server._serving(connection, address, {}, None)
+            except Exception as crash:  # of the session's child, as TVM reports it: the next session is served
+                print(crash, file=sys.stderr, flush=True)
+                os.chdir(home)  # TVM leaves us in the session's folder, which is gone
+
+
+def _greeted(connection: socket.socket, key: str) -> bool:
+    """Whether who connected knows the key; it is answered, and may then be silent for as long as it likes.
+
+    TVM's own loop waits for a greeting without end, and ends itself over one that is empty or no text.
+    """
+    from tvm.rpc import base
+
+    client, server = f"client:{key}".encode(), f"server:{key}".encode()
+    greeting = struct.pack("<ii", base.RPC_MAGIC, len(client)) + client
+    end = time.monotonic() + GREETING_S
+    heard = b""
+    try:
+        while len(heard) < len(greeting):
+            connection.settimeout(max(end - time.monotonic(), 1e-3))
+            said = connection.recv(len(greeting) - len(heard))
+            if not said:
+                return False
+            heard += said
+        if not compare_digest(heard, greeting):
+            return False
+        connection.settimeout(None)
+        connection.sendall(struct.pack("<ii", base.RPC_CODE_SUCCESS, len(server)) + server)
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import secrets
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ import numpy as np
 import tvm
 from tvm import relax, rpc
 
+from device_targets import child_process
 from device_targets.local_server import START_THREADS
 from device_targets.needs import check_needs
 from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
@@ -194,14 +194,14 @@ class Session:
         if self._folder is None:
             raise DeviceError(f"the session with {self.device.name} is closed; open it with 'with Session(device):'")
         self._stop()
-        environment = os.environ | {"TVM_NUM_THREADS": str(self.device.threads), "TMPDIR": self._folder.name}
+        variables = {"TVM_NUM_THREADS": str(self.device.threads), "TMPDIR": self._folder.name}
         with (Path(self._folder.name) / "server.log").open("a") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "device_targets.local_server"],
+                child_process.command("device_targets.local_server"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=environment,
+                env=child_process.environment() | variables,
                 text=True,
                 start_new_session=True,  # Ctrl-C at the terminal reaches us alone; we end the server
             )
@@ -265,7 +265,7 @@ class Session:
         if self._folder is not None and (path := Path(self._folder.name) / "server.log").exists():
             log = " ".join(path.read_text(errors="replace").split())[-300:]
         return DeviceUnreachableError(
-            f"device {self.device.name} did not answer {when}; run the same command again to continue"
+            f"device {self.device.name} did not answer {when}; the same command, without --fresh, continues"
             + (f" (its log ends: {log})" if log else "")
         )
 
@@ -316,6 +316,10 @@ class Library:
             raise DeviceError(
                 f"running {kernel!r} on {self.session.device.name} failed: {last_line(failure)}"
             ) from failure
+
+    def times_kernels(self, function: str) -> bool:
+        """Whether it was built with the sister of `function` that `kernel_times` runs."""
+        return bool(self._machine.module.implements_function(function + TIMED))
 
     def kernel_times(self, function: str, inputs: Sequence[Array]) -> Array:
         """Run the sister of `function` that reads the clock between kernels (`tvm_passes.plan_sequence`).
@@ -374,7 +378,7 @@ def measure(
     numbers: dict[str, int] = {}
     samples: dict[str, list[float]] = {name: [] for name in evaluators}
     errors: dict[str, str] = {}
-    for name, _round in _visits(evaluators, effort.rounds):
+    for name in list(evaluators) * effort.rounds:
         if name in errors:
             continue
         try:
@@ -400,7 +404,3 @@ def measure(
         else Measurement(tuple(samples[name]), conditions)
         for name in evaluators
     }
-
-
-def _visits(names: Mapping[str, object], rounds: int) -> Iterator[tuple[str, int]]:
-    return ((name, turn) for turn in range(rounds) for name in names)

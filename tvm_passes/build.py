@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from gos_adapt.errors import ModelImportError, last_line
+from gos_adapt.errors import ConfigError, ModelImportError, last_line
 from tvm_passes.compat import GlobalVar, IRModule, PrimFunc, Target, mutator, relax, tvm
 from tvm_passes.cpu_features import excess_features
 from tvm_passes.frontend import import_onnx
@@ -88,7 +88,7 @@ def build(
 
     Raises:
         ModelImportError: TVM cannot compile it.
-        ConfigError: it cannot be linked.
+        ConfigError: it cannot be linked, or there is no room.
     """
     with _as_import_error():
         lowered = schedule(fused, cpu_of(device), choose, timed_repeats=timed_repeats)
@@ -157,6 +157,8 @@ def export(lowered: Lowered, device: Device, path: Path, objects: ObjectFiles | 
         # Compiled, a call takes half a microsecond less than as bytecode.
         executable = relax.build(separated.module, target, exec_mode="compiled")
         kernels = [future.result() for future in compiling]
+    except ConfigError:  # no room
+        raise
     except Exception as failure:
         raise ModelImportError(f"TVM could not compile the model: {last_line(failure)}") from failure
     link(executable, target, path, kernels)

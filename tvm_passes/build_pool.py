@@ -9,13 +9,14 @@ import itertools
 import json
 import os
 import select
+import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from device_targets import child_process
 from gos_adapt.errors import ConfigError
 from tvm_passes.build import cpu_of, target_of
 from tvm_passes.compat import PrimFunc, save_json
@@ -148,12 +149,13 @@ class BuildPool:
 class _Worker:
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tvm_passes.build_worker"],
+            child_process.command("tvm_passes.build_worker"),
+            env=child_process.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # one group with the linkers that it starts
         )
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -177,5 +179,6 @@ class _Worker:
         return found
 
     def stop(self) -> None:
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()

@@ -142,7 +142,7 @@ def load_compiled(path: Path | str, *, tie_threads: bool = False) -> CompiledMod
     check_needs(library, host())
     # Read by TVM when its thread pool starts, with the first parallel kernel. Left alone, TVM would take half of the
     # cores and tie the caller's thread, and every process it starts from then on, to one of them.
-    threads = max(1, min(interface.threads, os.cpu_count() or 1))
+    threads = max(1, min(interface.threads, len(os.sched_getaffinity(0))))
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))
     os.environ.setdefault("TVM_BIND_THREADS", "1" if tie_threads else "0")
     if tie_threads:

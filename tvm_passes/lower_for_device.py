@@ -22,8 +22,8 @@ class LowerForDevice:
 
     Args:
         device: To schedule for.
-        choose: Which variant of which kernel: `gos_adapt.tuning.recorded` gives those measured before; left out, each
-            kernel gets the first guess of its rule.
+        choose: Which variant of which kernel: `gos_adapt.tuning.Tuner.choose` gives those measured before; left out,
+            each kernel gets the first guess of its rule.
     """
 
     def __init__(self, device: Device, choose: Choose = guess) -> None:

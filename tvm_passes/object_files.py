@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from gos_adapt.errors import ConfigError
 from tvm_passes.compat import IRModule, register_lowering, tvm
 
 if TYPE_CHECKING:
@@ -60,5 +61,12 @@ class ObjectFiles:
 
 def _compile(symbol: str, function: PrimFunc, target: Target, path: Path) -> Path:
     executable = tvm.compile(IRModule({symbol: function}), target, tir_pipeline=LOWERING)
-    executable.mod.write_to_file(str(path))
+    with open(os.memfd_create("kernel.o"), "rb") as memory:  # LLVM would end this process where a disk is full
+        executable.mod.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+        try:
+            path.write_bytes(memory.read())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {path}: {error.strerror}; see that {path.parent} has room, then repeat the command"
+            ) from error
     return path

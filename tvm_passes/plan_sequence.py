@@ -29,6 +29,7 @@ from tvm_passes.compat import (
     offset_pointer,
     relax,
     shape_of,
+    tirx,
 )
 from tvm_passes.kernel_calls import is_kernel_call, kernel_calls, relax_functions
 
@@ -48,7 +49,7 @@ _ALIGNMENT = 64
 class PlanSequence:
     """Turn each Relax function that only calls kernels into a single call.
 
-    Functions that do something else besides, or return what they were given, stay as they are.
+    Functions that do something else besides, or call none, stay as they are.
 
     Args:
         repeats: Above 0, each planned function ``f`` gets a sister ``f_timed`` that runs that many times and returns,
@@ -138,7 +139,7 @@ class _Slots:
 
 
 def _plan(name: str, function: Any, module: IRModule) -> _Plan | None:
-    """Plan one function; `None` where it does more than call kernels and return what they compute."""
+    """Plan one function; `None` where it does more than call kernels and return tensors, or calls none."""
     known: dict[Any, tuple[_Tensor, ...]] = {param: _tensors(param) for param in function.params}
 
     def tensors(value: Any) -> tuple[_Tensor, ...] | None:
@@ -168,9 +169,10 @@ def _plan(name: str, function: Any, module: IRModule) -> _Plan | None:
             else:
                 return None
     outputs = tensors(function.body.body) or ()
-    if not outputs or len(set(outputs)) != len(outputs) or not computed.issuperset(outputs):
+    if not calls or not outputs:
         return None
-    constants = dict.fromkeys(t for _, used in calls for t in used if isinstance(t.value, Constant))
+    used = itertools.chain(*(operands for _, operands in calls), outputs)
+    constants = dict.fromkeys(tensor for tensor in used if isinstance(tensor.value, Constant))
     return _Plan(function, calls, _side_by_side(constants), _reused(calls, computed - set(outputs)), outputs)
 
 
@@ -253,8 +255,13 @@ def _sequence(plan: _Plan, name: str, repeats: int) -> PrimFunc:
                 pointers[tensor] = parameter(f"input{i}", shape_of(tensor.type), dtype_of(tensor.type)).data
             if plan.constants.bytes:
                 place(plan.constants, parameter("constants", (plan.constants.bytes,), "uint8").data)
+            copies = []
             for i, tensor in enumerate(plan.outputs):
-                pointers[tensor] = parameter(f"output{i}", shape_of(tensor.type), dtype_of(tensor.type)).data
+                result = parameter(f"output{i}", shape_of(tensor.type), dtype_of(tensor.type)).data
+                if tensor in pointers:  # an input, a constant, or the same as an earlier result
+                    copies.append((result, tensor))
+                else:
+                    pointers[tensor] = result
             if repeats:
                 stamps = parameter("stamps", (repeats, len(plan.calls) + 1), "int64")
                 now = TirBuilder.alloc_buffer((2,), "int64")
@@ -279,4 +286,7 @@ def _sequence(plan: _Plan, name: str, repeats: int) -> PrimFunc:
                     once(turn)
             else:
                 once()
+            for result, tensor in copies:
+                size = tirx.const(bytes_of(tensor.type), "int64")
+                TirBuilder.evaluate(TirBuilder.call_extern("handle", "memcpy", result, pointers[tensor], size))
         return builder.get()

@@ -7,7 +7,6 @@ end. The checks of this package keep memory bounded; this keeps the caller alive
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -17,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
+from device_targets import child_process
 from gos_adapt import errors
 from gos_adapt.errors import AdaptError, ModelImportError
 
 MAX_SECONDS = 600
 MAX_ADDRESS_SPACE_BYTES = 2**35  # a guard against the absurd: libraries map far more than they use
-_PACKAGES = Path(errors.__file__).parents[1]
 
 
 def load_apart(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -32,12 +31,11 @@ def load_apart(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         AdaptError: what `load_model` raised over there, or `ModelImportError` when it was killed or took too long.
     """
     with TemporaryDirectory(prefix="gos-adapt-") as folder:
-        command = [sys.executable, "-m", "gos_adapt.model.load_apart", str(path.absolute()), folder]
-        search_path = os.pathsep.join([str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [*child_process.command("gos_adapt.model.load_apart"), str(path.absolute()), folder]
         try:
             ended = subprocess.run(
                 command,
-                env=os.environ | {"PYTHONPATH": search_path},
+                env=child_process.environment(),
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gos_adapt.errors import ModelImportError
 from gos_adapt.quantities import Measurement
 
 if TYPE_CHECKING:
@@ -41,8 +42,14 @@ def time_in_place(
         Of each the whole, and its kernels in the order they run; samples at the same position were taken in one run.
 
     Raises:
+        ModelImportError: one has no kernels to time, or something besides; none has run then.
         DeviceError: one does not run.
     """
+    if not all(library.times_kernels(FUNCTION) for library, _ in models):
+        raise ModelImportError(
+            "the model's kernels cannot be timed: it has none, for its outputs are inputs or constants, or does more "
+            "than call kernels; give a model that computes its outputs, with all shapes static"
+        )
     evaluators = [library.function_evaluator(FUNCTION, inputs) for library, inputs in models]
     wholes: list[list[float]] = [[] for _ in models]
     parts: list[list[Array]] = [[] for _ in models]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -13,11 +15,14 @@ import psutil
 import pytest
 from compiling import expected, graph, random
 from onnx import helper
+from tvm import rpc
 
 from device_targets import host
+from device_targets.local_server import GREETING_S
 from device_targets.session import Effort, Session, measure
-from gos_adapt.errors import DeviceError
-from tvm_passes.build import build, build_model, cpu_of, prepare_functions
+from gos_adapt.errors import DeviceError, DeviceUnreachableError, ModelImportError
+from gos_adapt.profiling.in_place import RUNS, time_in_place
+from tvm_passes.build import build, build_model, cpu_of, prepare, prepare_functions
 from tvm_passes.build_pool import BuildPool, Trial
 from tvm_passes.schedules import variants
 
@@ -111,6 +116,13 @@ def test_what_cannot_be_prepared_fails_alone(session: Session, tmp_path: Path) -
     assert "missing" in str(measured["missing"].error)
 
 
+def test_a_model_without_kernels_is_refused_before_anything_runs(session: Session, tmp_path: Path) -> None:
+    proto = graph([helper.make_node("Identity", ["x"], ["y"])], (1, 8, 4, 4), {}, {"y": 4})
+    built = build(prepare(proto, session.device, 1), session.device, tmp_path / "model.so", timed_repeats=RUNS)
+    with pytest.raises(ModelImportError, match="give a model that computes its outputs"):
+        time_in_place(session, [(session.load(built.path), [random(1, 8, 4, 4)])])
+
+
 def test_one_name_uploaded_twice_does_not_disturb_the_library_in_use(session: Session, tmp_path: Path) -> None:
     path = build_model(MODEL, session.device, 1, tmp_path / "same.so").path
     first, second = session.load(path), session.load(path)
@@ -162,6 +174,47 @@ def test_a_dead_server_is_replaced(tmp_path: Path) -> None:
         assert gone(before)
         assert session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
         assert server_of(session).pid != before
+
+
+def test_whatever_strangers_send_the_server_goes_on_and_the_session_gets_through(tmp_path: Path) -> None:
+    magic = struct.pack("<i", rpc.base.RPC_MAGIC)
+    greetings = {
+        "nothing": b"",
+        "no magic": b"GET / HTTP/1.1\r\n\r\n" * 4,
+        "an empty key": magic + struct.pack("<i", 0),
+        "no text": magic + struct.pack("<i", 2) + b"\xff\xfe",
+        "an endless key": magic + struct.pack("<i", 2**31 - 1) + b"client:" * 9,
+        "another key": magic + struct.pack("<i", 39) + b"client:" + b"0" * 32,
+    }
+    with Session(host()) as session:
+        server = server_of(session)
+        for child in server.children():
+            child.kill()  # one session at a time: until it ends, nobody is heard
+        for greeting in greetings.values():
+            with socket.create_connection(("127.0.0.1", session._port)) as stranger:
+                stranger.sendall(greeting)
+        with socket.create_connection(("127.0.0.1", session._port)):  # says nothing, and stays
+            assert session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
+        assert server_of(session) == server
+
+
+def test_a_session_may_be_silent_for_longer_than_a_greeting() -> None:
+    with Session(host()) as session:
+        (child,) = server_of(session).children()
+        time.sleep(1.5 * GREETING_S)
+        assert session.alive()
+        assert server_of(session).children() == [child]
+
+
+def test_a_device_that_is_gone_says_how_to_continue(tmp_path: Path) -> None:
+    with Session(host()) as session:
+        library = session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
+        server = server_of(session)
+        (child,) = server.children()
+        server.kill()
+        assert gone(child.pid)
+        with pytest.raises(DeviceUnreachableError, match="the same command, without --fresh, continues"):
+            library.run([random(1, 8, 16, 16)])
 
 
 def test_the_server_ends_with_the_session() -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import psutil
 import pytest
 import tvm_ffi
 from compiling import graph, random
@@ -16,6 +18,7 @@ from onnx import helper
 from device_targets import DEVICES, Device, host
 from device_targets.needs import check_needs, read_needs
 from device_targets.session import Session
+from device_targets.threads import tied
 from gos_adapt import cli
 from gos_adapt.errors import ConfigError, DeviceError, DeviceUnreachableError
 from tvm_passes import link
@@ -94,10 +97,22 @@ def test_code_for_this_machine_fits_this_machine(native: Path) -> None:
     check_needs(native, host())
 
 
-def describe_beside(library: Path) -> None:
+def describe_beside(library: Path, threads: int = 1) -> None:
     """Put a ``model.json`` beside a library: what `adapt compile` writes."""
-    form = {"name": "m", "target": "x", "threads": 1, "batch": 1, "inputs": [], "outputs": []}
+    form = {"name": "m", "target": "x", "threads": threads, "batch": 1, "inputs": [], "outputs": []}
     library.with_name("model.json").write_text(json.dumps(form))
+
+
+def test_a_model_gets_no_more_threads_than_this_process_has_cores(
+    native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe_beside(native, threads=64)
+    for name in ("TVM_NUM_THREADS", "TVM_BIND_THREADS"):
+        monkeypatch.setenv(name, "")  # so that what is set now is undone
+        monkeypatch.delenv(name)
+    with tied(sorted(os.sched_getaffinity(0))[:1]):
+        load_compiled(native)
+    assert os.environ["TVM_NUM_THREADS"] == "1"
 
 
 def test_code_for_a_cpu_with_more_features_is_refused_before_it_is_loaded(
@@ -197,6 +212,30 @@ def test_a_linker_that_fails_is_quoted_and_leaves_nothing_behind(
     with pytest.raises(ConfigError, match=r"g\+\+ could not link the compiled model \(ld: no space left\)"):
         build_model(MODEL, DEVICES["rpi3"](), 1, out / "model.so")
     assert list(out.iterdir()) == []
+
+
+def test_a_linker_that_does_not_end_is_stopped_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cross_compiler(tmp_path, f"sleep 1000 &\necho $! > {tmp_path / 'pid'}\nwait", monkeypatch)
+    monkeypatch.setattr(link, "_LINK_S", 3.0)
+    with pytest.raises(ConfigError, match=r"\(it did not end within 3 s\); see that it works"):
+        build_model(MODEL, DEVICES["rpi3"](), 1, tmp_path / "model.so")
+    started = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(started) or psutil.Process(started).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_compiler_in_cxx_may_have_arguments_and_stand_in_a_path_with_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("c++")
+    (tmp_path / "my compiler").symlink_to(compiler)
+    for number, name in enumerate([f"env LANG=C {compiler}", str(tmp_path / "my compiler")]):
+        monkeypatch.setenv("CXX", name)
+        assert build_model(MODEL, host(), 1, tmp_path / f"{number}.so").path.is_file()
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler links compiled models"):
+        build_model(MODEL, host(), 1, tmp_path / "model.so")
 
 
 def test_adapt_compile_makes_a_library_for_a_board(model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from compiling import Array, expected, graph, outputs_of, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import helper
 
 from device_targets import host
 from device_targets.session import TIMED
@@ -101,6 +101,24 @@ CASES = {
     "an output that is also used inside": graph(
         [conv("x", "y"), conv("y", "b"), conv("b", "z")], SHAPE, weights("y", "b", "z"), {"z": 4, "y": 4}
     ),
+    "an input that is an output": graph(
+        [conv("x", "a"), conv("a", "y"), helper.make_node("Identity", ["x"], ["z"])],
+        SHAPE,
+        weights("a", "y"),
+        {"z": 4, "y": 4},
+    ),
+    "a constant that is an output": graph(
+        [conv("x", "a"), conv("a", "y"), helper.make_node("Identity", ["w_y"], ["z"])],
+        SHAPE,
+        weights("a", "y"),
+        {"y": 4, "z": 4},
+    ),
+    "one tensor as two outputs": graph(
+        [conv("x", "a"), conv("a", "y"), helper.make_node("Identity", ["y"], ["z"])],
+        SHAPE,
+        weights("a", "y"),
+        {"y": 4, "z": 4},
+    ),
     "an input that is read at the end": graph(
         [conv("x", "a"), conv("a", "b"), helper.make_node("Add", ["b", "x"], ["y"])],
         SHAPE,
@@ -174,27 +192,21 @@ def test_tensors_of_a_chain_share_memory() -> None:
     assert plan.intermediates.bytes <= separately / 2
 
 
-def returning_its_input() -> onnx.ModelProto:
-    proto = graph([conv("x", "y")], SHAPE, weights("y"), {"y": 4})
-    proto.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE))
-    return proto
-
-
-def test_a_function_that_returns_its_input_stays_as_it_is_and_runs() -> None:
-    proto = returning_its_input()
+def test_a_function_that_calls_no_kernel_stays_as_it_is_and_runs() -> None:
+    proto = graph([helper.make_node("Identity", ["x"], ["y"])], SHAPE, {}, {"y": 4})
     result, array = planned(proto, timed_repeats=2), random(*SHAPE)
     assert {name for name, _ in relax_functions(result.module)} == {"main"}
-    for got, wanted in zip(outputs_of(result, array), expected(proto, array), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_array_equal(outputs_of(result, array), [array])
 
 
-def test_the_timed_sister_computes_the_same_and_says_when_each_kernel_ended() -> None:
-    repeats = 3
-    result, array = planned(RESIDUAL, timed_repeats=repeats), random(*SHAPE)
+@pytest.mark.parametrize("name", ["a residual network", "an input that is an output", "one tensor as two outputs"])
+def test_the_timed_sister_computes_the_same_and_says_when_each_kernel_ended(name: str) -> None:
+    repeats, proto = 3, CASES[name]
+    result, array = planned(proto, timed_repeats=repeats), random(*SHAPE)
     machine = relax.VirtualMachine(tvm.compile(result.module, target_of(host())), tvm.cpu())
-    got, stamps = (value.numpy() for value in machine["main" + TIMED](tvm.runtime.tensor(array)))
-    (wanted,) = expected(RESIDUAL, array)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+    *outputs, stamps = (value.numpy() for value in machine["main" + TIMED](tvm.runtime.tensor(array)))
+    for got, wanted in zip(outputs, expected(proto, array), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
     assert stamps.dtype == np.int64
     assert stamps.shape == (repeats, len(result.kernels) + 1)
     assert (np.diff(stamps.reshape(-1)) >= 0).all()

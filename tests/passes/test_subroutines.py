@@ -11,7 +11,7 @@ from compiling import Array, expected, graph, lowered, outputs_of, random
 from onnx import helper
 
 from device_targets import host
-from gos_adapt.errors import ModelImportError
+from gos_adapt.errors import ConfigError
 from tvm_passes.block_layouts import BlockLayouts
 from tvm_passes.build import build_model, cpu_of, export, target_of
 from tvm_passes.compat import IRBuilder, IRModule, PassContext, TirBuilder, relax, tvm
@@ -108,7 +108,14 @@ def test_the_rest_of_the_module_has_no_kernel_left() -> None:
 
 
 def test_a_folder_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
-    with ObjectFiles(tmp_path / "gone") as objects, pytest.raises(ModelImportError, match="gone"):
+    with ObjectFiles(tmp_path / "gone") as objects, pytest.raises(ConfigError, match=r"gone/kernel_1\.o: No such file"):
+        export(lowered(layers(8, 16), CPU), host(), tmp_path / "m.so", objects)
+
+
+def test_a_full_disk_is_not_the_models_fault(tmp_path: Path) -> None:
+    (tmp_path / "kernel_1.o").symlink_to("/dev/full")
+    says = rf"kernel_1\.o: No space left on device; see that {tmp_path} has room"
+    with ObjectFiles(tmp_path) as objects, pytest.raises(ConfigError, match=says):
         export(lowered(layers(8, 16), CPU), host(), tmp_path / "m.so", objects)
 
 
