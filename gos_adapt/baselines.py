@@ -72,24 +72,33 @@ def quantize(model: Model, samples: Iterable[dict[str, Array]], folder: Path) ->
         folder: For ONNX Runtime's files; the caller removes it.
 
     Returns:
-        The quantised model, or why ONNX Runtime could not make one: it is a baseline, and its absence is a finding.
+        The quantised model, which ran once, or why there is none: it is a baseline, and its absence is a finding.
     """
     source, prepared, target = (folder / f"{stage}.onnx" for stage in ("original", "prepared", "int8"))
     onnx.save(model.proto, source)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser logs advice on the root logger
+    reader, root = _Reader(iter(samples)), logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the quantiser logs advice there
     try:
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared), str(target), _Reader(iter(samples)), quant_format=QuantFormat.QDQ, per_channel=True
-        )
-        return onnx.load(target)
-    except Exception as failure:  # whatever the quantiser cannot do
-        return Rejection(f"ONNX Runtime's quantiser failed: {last_line(failure)}")
+        quantize_static(str(prepared), str(target), reader, quant_format=QuantFormat.QDQ, per_channel=True)
+        quantized = onnx.load(target)
+        open_session(quantized.SerializeToString(), 1).run(None, reader.last)
+    except Exception as failure:  # whatever the quantiser cannot do, or ONNX Runtime cannot run
+        return Rejection(f"ONNX Runtime cannot quantise the model or run it then: {last_line(failure)}")
+    finally:
+        root.setLevel(level)
+    return quantized
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Gives samples one after the other, and keeps the last."""
+
     def __init__(self, samples: Iterator[dict[str, Array]]) -> None:
         self._samples = samples
+        self.last: dict[str, Array] = {}
 
     def get_next(self) -> dict[str, Array] | None:
-        return next(self._samples, None)
+        sample = next(self._samples, None)
+        self.last = sample or self.last
+        return sample

@@ -239,7 +239,7 @@ def compare(
     contenders = {name: _contender(what, inputs, session) for name, what in every.items()}
     with progress.stage("benchmark", ROUNDS) as advance:
         measured = interleave(contenders, advance)
-    reference = contenders[FP32].outputs()
+    reference = contenders[FP32].outputs() if measured[FP32].ok else None
     canonical = measured.pop(CANONICAL)
     if canonical.ok and measured[FP32].ok and canonical.best_s < measured[FP32].best_s:
         measured[FP32] = canonical
@@ -290,6 +290,8 @@ def _contender(what: onnx.ModelProto | Built | Rejection, inputs: Mapping[str, A
 
 
 def _deviation(contender: Contender, reference: Any) -> float | None:
+    if reference is None:
+        return None
     found = largest_deviation(lambda _: contender.outputs(), lambda _: reference, [[]])
     return found if math.isfinite(found) else None
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gos_adapt.quantities import Measurement
 
 INTERRUPTED = 130
+ENDLESS = 2**16
+"""Columns of a table that goes to a file or a pipe: no line of it is broken."""
 _SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE)
 """What a machine may do to any write of ours, and no bug of ours does."""
 _ADAPT = ""  # name of the command that `adapt MODEL` means; nobody can type it by accident
@@ -87,7 +89,7 @@ def commands() -> None:
       adapt profile model.onnx --target host
       adapt ./profile --target host          (a model that is called like a command)
 
-    Interrupt it when you like: the same command continues where it was.
+    Interrupt it when you like: the same command, without --fresh, continues where it was.
     """  # noqa: D301  (\b is click's mark for a paragraph to leave as it is)
 
 
@@ -100,7 +102,13 @@ def commands() -> None:
     metavar="FILE.toml",
     help="Your data, metric and splits (docs/task-file.md). Without it only rewrites that keep the function are made.",
 )
-@click.option("--epsilon", type=float, default=0.01, show_default=True, help="Acceptable loss of the task's metric.")
+@click.option(
+    "--epsilon",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Acceptable loss of the task's metric; relative if that is an error.",
+)
 @click.option(
     "--speedup",
     "speed_up",
@@ -280,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 success, also when there was nothing to gain; 2 an `AdaptError` or a wrong option; 3 the artefact failed
     verification; 130 interrupted.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    again = "the same command without --fresh" if "--fresh" in words else "the same command"
     try:
         with interrupt.noted():
             try:
@@ -300,9 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _SURROUNDINGS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror}{where}; make room or give access, then repeat the command", 2)
+        return _fail(f"{error.strerror}{where}; make room or give access, then repeat {again}", 2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the same command continues", err=True)
+        click.echo(f"interrupted; {again} continues", err=True)
         return INTERRUPTED
 
 
@@ -338,13 +348,16 @@ def _print_latencies(latencies: dict[str, Measurement]) -> None:
 
 def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*head, box=None, pad_edge=False)
+    table = Table(*(Column(title, overflow="fold") for title in head), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(_plain(cell)) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = ENDLESS
+    console.print(table)
 
 
 if __name__ == "__main__":

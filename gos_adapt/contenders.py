@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from gos_adapt.baselines import OnnxRuntime
-from gos_adapt.errors import DeviceError
+from gos_adapt.errors import DeviceError, Rejection, last_line
 from gos_adapt.interleave import Contender
 from gos_adapt.quantities import Conditions
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from device_targets import Device
     from device_targets.session import Session
-    from gos_adapt.errors import Rejection
 
 Array = np.ndarray[Any, Any]
 
@@ -43,8 +42,11 @@ def compiled(library: Path, inputs: Mapping[str, Array], session: Session) -> Co
 
 
 def in_onnx_runtime(proto: onnx.ModelProto, inputs: Mapping[str, Array], device: Device) -> Contender:
-    """Open a model in ONNX Runtime in this process, on as many threads as the device has."""
-    runtime = OnnxRuntime(proto, device.threads, dict(inputs))
+    """Open a model in ONNX Runtime in this process, on as many threads as the device has; it may refuse the model."""
+    try:
+        runtime = OnnxRuntime(proto, device.threads, dict(inputs))
+    except Exception as failure:  # its own errors; a baseline that cannot be had is a finding
+        return absent(Rejection(f"ONNX Runtime cannot open the model: {last_line(failure)}"), device)
     return Contender(runtime.sample, runtime.outputs, partial(_conditions, device))
 
 

@@ -32,7 +32,8 @@ def device_peaks(session: Session, progress: Progress) -> Peaks:
 
     Raises:
         DeviceError: they cannot be measured.
-        ConfigError: they cannot be kept.
+        ConfigError: there is no folder to keep them in.
+        RunFolderError: they cannot be kept there.
     """
     with progress.stage("peaks"):
         return kept_peaks(_identity(session.device), partial(_measure, session, progress.note), progress.note)

@@ -7,10 +7,12 @@ ignore entries they do not know.
 
 from __future__ import annotations
 
-import math
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+LARGEST = {int: 2**63 - 1, float: 1e100}
+"""What no number of ours exceeds: of larger ones sums and ratios fail."""
 
 
 def encode(value: Any) -> Any:
@@ -99,10 +101,12 @@ def _decode_own(hint: Any, form: Any, where: str) -> Any:
 
 def _decode_scalar(hint: Any, form: Any, where: str) -> Any:
     """JSON writes 1.0 as 1 in some hands, so a float may be read from an int; a bool is never a number."""
-    value = float(form) if hint is float and type(form) is int else form
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+    fits = type(form) is hint or (hint is float and type(form) is int)
+    if fits and hint in LARGEST:
+        fits = abs(form) <= LARGEST[hint]  # which holds for no NaN
+    if not fits:
         raise ValueError(f"{where}: expected {hint.__name__}, got {_short(form)}")
-    return value
+    return float(form) if hint is float else form
 
 
 def _expect(kind: type, form: Any, where: str) -> Any:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar, Literal
 
+from gos_adapt.json_form import decode, decode_fields
+
 CountUnit = Literal["mac", "flop", "parameter", "byte", "kernel"]
+TINY_S, HUGE_S = 1e-100, 1e100
+"""No latency lies beyond, so that ratios of latencies neither vanish nor overflow."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Measurement:
     def __post_init__(self) -> None:
         if bool(self.samples_s) == (self.error is not None):
             raise ValueError(f"samples or an error, not both or neither: got {self.samples_s=}, {self.error=}")
-        if any(not 0 < sample < float("inf") for sample in self.samples_s):
+        if any(not TINY_S < sample < HUGE_S for sample in self.samples_s):
             raise ValueError(f"a latency must be positive and finite, got {self.samples_s}")
 
     @property
@@ -87,11 +91,17 @@ class Measurement:
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> Measurement:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: `form`, an object that anyone may have written, is not such a form.
+        """
+        if (form.get("kind"), form.get("unit")) != (cls.kind, "s"):
+            raise ValueError(f"expected kind {cls.kind!r} and unit 's'")
         return cls(
-            tuple(form.get("samples", ())),
-            Conditions(form["device"], form["threads"], form["date"], form["method"]),
-            form.get("error"),
+            decode(tuple[float, ...], form.get("samples", []), "samples"),
+            decode_fields(Conditions, form, "conditions"),
+            decode(str | None, form.get("error"), "error"),
         )
 
 

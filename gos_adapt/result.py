@@ -72,12 +72,13 @@ class Options:
     """What the user asked for.
 
     Attributes:
-        epsilon: Accuracy that may be lost, in the metric's unit.
+        epsilon: Accuracy that may be lost, as `Metric.drop` counts it: a difference of fractions, or the growth of an
+            error relative to it. Unused without a task.
         max_sites: Most sites to replace; None for the strategy's own bound.
         budget_s: Longest the run may take; None for no bound.
         seed: Of the one random generator.
         strategy: How replacements were chosen.
-        target_latency_s: To be reached; None when it was not asked for.
+        target_latency_s: To be reached, positive; None when it was not asked for.
         speed_up: Likewise, over the compiled original.
         train_all: Whether layers that kept their operator were trained too.
         also_minimise: What the search traded off beside what its strategy does.
@@ -93,13 +94,18 @@ class Options:
     train_all: bool
     also_minimise: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        for name, asked in (("target_latency_s", self.target_latency_s), ("speed_up", self.speed_up)):
+            if asked is not None and asked <= 0:
+                raise ValueError(f"{name} must be positive, got {asked}")
+
 
 @dataclass(frozen=True)
 class Accuracy:
     """The task's metric, of the models as shipped, on one split that no decision used.
 
     Attributes:
-        metric: For example ``"top-1"``.
+        metric: For example ``"top-1"``; not empty.
         higher_is_better: Direction of the metric.
         split: Name of the split.
         n: Samples in it.
@@ -115,6 +121,10 @@ class Accuracy:
     original: Measured
     adapted: Measured
     onnxruntime_int8: Measured | None
+
+    def __post_init__(self) -> None:
+        if not self.metric:
+            raise ValueError("the metric has no name")
 
     @property
     def lost(self) -> float:
@@ -177,7 +187,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Change:
-    """A count of the whole model before and after."""
+    """A count before and after."""
 
     before: Count
     after: Count
@@ -189,18 +199,20 @@ class ProfileSummary:
 
     Attributes:
         whole: The model timed end to end.
-        kernels: Sum of the medians of all kernels, timed inside the model, in seconds.
+        kernels: Median of the sum of all kernels, timed inside the model, in seconds; None when one was not measured.
         kernel_count: How many.
     """
 
     whole: Measurement
-    kernels: Measured
+    kernels: Measured | None
     kernel_count: Count
 
     @property
     def gap(self) -> float | None:
-        """(sum of kernels - whole) / whole; None when the whole was not measured."""
-        return self.kernels.value / self.whole.median_s - 1 if self.whole.ok else None
+        """(sum of kernels - whole) / whole, that of `Profile.gap`; None when something was not measured."""
+        if self.kernels is None or not self.whole.ok:
+            return None
+        return self.kernels.value / self.whole.median_s - 1
 
 
 @dataclass(frozen=True)
@@ -266,8 +278,9 @@ class CandidateResult:
     Attributes:
         latency_change: Candidate minus original at one site, in seconds; None when it was not timed.
         accuracy: Of the model holding it, on the selection split; None when it did not get that far.
-        loss: What its judgement said is lost: of the metric; without a task the deviation of the outputs; with the
-            global strategy the distillation loss right after fitting. None when it was not judged.
+        loss: What its judgement said is lost: of the metric, counted as `Options.epsilon` is; without a task the
+            deviation of the outputs; with the global strategy the distillation loss right after fitting. None when it
+            was not judged.
         fit_error: Normalised error against the original's output; None when it was not fitted.
         outcome: Where it ended: ``"feasible"`` or the level that rejected it.
         feasible: Whether it met every constraint.
@@ -331,6 +344,8 @@ class Result:
 
     Attributes:
         accuracy: None when no task was given.
+        parameters: Of the whole model.
+        macs: Of all sites, what they share once; what no site covers is left out.
         stages_s: Seconds spent in each stage, in order.
         notes: What else a reader must know, one sentence each.
     """
@@ -374,8 +389,10 @@ class Result:
     def amdahl_bound(self) -> float | None:
         """Speed-up if the searched sites cost nothing, of overlapping ones the largest; None when that has no bound.
 
-        Reference: Amdahl's law on kernel latencies.
+        Also None when a kernel was not measured. Reference: Amdahl's law on kernel latencies.
         """
+        if self.profile.kernels is None:
+            return None
         counted: list[SiteResult] = []
         searched = [site for site in self.sites if site.searched and site.original.latency.ok]
         for site in sorted(searched, key=lambda site: -site.original.latency.median_s):

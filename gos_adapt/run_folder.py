@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 Policy = Literal["resume", "fresh"]
 Identity = Mapping[str, str | int | float | bool | None]
 
-FORMAT = 5  # of everything in the folder; another value makes another run
+FORMAT = 6  # of everything in the folder; another value makes another run
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
+ELSEWHERE = "give a writable folder with --out"
 
 
 class RunFolder:
@@ -71,7 +72,7 @@ class RunFolder:
             _read_run(path)  # refuses a stranger's folder before anything is written there
             lock = _lock(path)
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(path, error, ELSEWHERE) from error
         try:
             run = _read_run(path)
             if run and policy == "resume":
@@ -293,10 +294,12 @@ def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: OSError) -> RunFolderError:
-    """Say in one line that `path` cannot be written, why, and what to do about it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    step = "free some space and repeat the command, it continues" if full else "give a writable folder with --out"
+def cannot_write(path: Path, error: OSError, otherwise: str = "") -> RunFolderError:
+    """Say in one line that `path` cannot be written, why, and what to do about it: `otherwise` where there is room."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        step = "free some space and repeat the command; a run continues, unless --fresh is given"
+    else:
+        step = otherwise or f"make sure that files can be written in {path.parent}, then repeat the command"
     return RunFolderError(f"cannot write {path}: {error.strerror}; {step}")
 
 
@@ -339,7 +342,7 @@ def _read_run(path: Path) -> dict[str, Any] | None:
         content = None
         strangers = [entry for entry in os.listdir(path) if entry not in (LOCK, _partial(file).name)]
     except OSError as error:
-        raise cannot_write(file, error) from error
+        raise cannot_write(file, error, ELSEWHERE) from error
     if strangers:
         raise RunFolderError(
             f"{path} holds other files ({min(strangers)!r}, {len(strangers)} in all) and is not a run folder; "
@@ -347,14 +350,19 @@ def _read_run(path: Path) -> dict[str, Any] | None:
         )
     if content is None:
         return None
-    run = _parse(file, content)
+    try:
+        run = json.loads(content)
+    except (ValueError, RecursionError):
+        run = None
     if (
         not isinstance(run, dict)
         or not isinstance(run.get("identity"), dict)
         or not isinstance(run.get("files"), list)
         or not all(isinstance(name, str) and _is_plain(name) for name in run["files"])
     ):
-        raise RunFolderError(f"{file} does not describe a run; give another folder with --out")
+        raise RunFolderError(
+            f"{file} does not describe a run, so which files are ours is not known; give another folder with --out"
+        )
     run["identity"] |= {"format": run.get("format")}
     return run
 
@@ -380,7 +388,7 @@ def _require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
 
 def _is_plain(name: str) -> bool:
     """Whether `name` is that of a file directly in the folder, and not one of the folder's own."""
-    return Path(name).name == name and name not in ("", "..", RUN, LOCK)
+    return Path(name).name == name and name.isprintable() and name not in ("", "..", RUN, LOCK)
 
 
 def _line(record: list[Any]) -> bytes:

@@ -41,8 +41,8 @@ FEASIBLE, NOT_JUDGED = "feasible", "not judged"
 
 def summarise_profile(profile: Profile) -> ProfileSummary:
     """Give the whole and the sum of the kernels."""
-    total_s = sum(kernel.latency.median_s for kernel in profile.kernels if kernel.latency.ok)
-    return ProfileSummary(profile.whole, Measured(total_s, "s"), Count(len(profile.kernels), "kernel"))
+    kernels = Measured(profile.kernel_sum.median_s, "s") if profile.kernel_sum.ok else None
+    return ProfileSummary(profile.whole, kernels, Count(len(profile.kernels), "kernel"))
 
 
 def summarise_sites(adapted: Adapted, before: Profile, after: Profile) -> tuple[SiteResult, ...]:
@@ -97,18 +97,16 @@ def count_parameters(before: Model, after: Model) -> Change:
 
 
 def count_macs(adapted: Adapted) -> Change:
-    """Count multiply-accumulates for one sample: of the layers, and of what replaced them or a branch around them."""
-    layers = {site.name: site for site in adapted.sites if site.kind != "branch"}
-    before = sum(site.operator.macs for site in layers.values())
-    after = before
-    sites = {site.name: site for site in adapted.sites}
-    for replacement in adapted.replacements:
-        if replacement.retrained:
-            continue
-        site = sites[replacement.site]
-        inside = sum(layer.operator.macs for layer in layers.values() if set(layer.nodes) <= set(site.nodes))
-        after += replacement.operator.macs - inside
-    return Change(Count(before, "mac"), Count(after, "mac"))
+    """Count the sites' multiply-accumulates for one sample, what they share once; what no site covers is left out."""
+    counted: list[Site] = []
+    for site in sorted(adapted.sites, key=lambda site: -len(site.nodes)):
+        if not any(overlaps(site, other) for other in counted):
+            counted.append(site)
+    before = sum(site.operator.macs for site in counted)
+    originals = {site.name: site.operator.macs for site in adapted.sites}
+    replaced = [replacement for replacement in adapted.replacements if not replacement.retrained]
+    change = sum(replacement.operator.macs - originals[replacement.site] for replacement in replaced)
+    return Change(Count(before, "mac"), Count(before + change, "mac"))
 
 
 def _fate(site: Site, step: Step) -> str:
@@ -181,7 +179,8 @@ def _candidate(outcome: Outcome, step: Step, unit: str) -> CandidateResult:
     timed = timed and outcome.original_latency is not None and outcome.original_latency.ok
     change = Measured(latency_change_s(outcome) / len(step.sites), "s") if timed else None
     score = None if judgement is None or judgement.score is None else Measured(judgement.score, unit)
-    loss = None if judgement is None else Measured(judgement.drop, "1" if score is None else unit)
+    absolute = score is not None and unit == "fraction"  # `Metric.drop` of an error is relative
+    loss = None if judgement is None else Measured(judgement.drop, unit if absolute else "1")
     return CandidateResult(
         key=operator.key,
         text=operator.text,

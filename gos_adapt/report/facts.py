@@ -14,14 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gos_adapt.quantities import Count, Measurement
-    from gos_adapt.result import CandidateResult, Formula, GroupSearch, OperatorSummary, Options, Result, SiteResult
+    from gos_adapt.result import (
+        Accuracy,
+        CandidateResult,
+        Formula,
+        GroupSearch,
+        OperatorSummary,
+        Options,
+        Result,
+        SiteResult,
+    )
 
 BARS = 24
 """Sites in the per-site picture: more are unreadable, and the rest costs next to nothing."""
 
 
 class Headline(NamedTuple):
-    """One quantity of the whole model, before and after, as text."""
+    """One quantity, before and after, as text."""
 
     name: str
     before: str
@@ -68,12 +77,13 @@ Price = Literal["parameters", "loss"]
 
 
 class ParetoPoint(NamedTuple):
-    """One candidate that was timed, and has the price."""
+    """One candidate that was timed, and has the price; one that was chosen may be on the front or not."""
 
     latency_change_s: float
     price: float
     parameters: int
     status: Status
+    on_front: bool
     outcome: str
     text: str
     accuracy: str
@@ -147,13 +157,14 @@ class ReplacedOperator(NamedTuple):
 
 
 def headlines(result: Result) -> tuple[Headline, ...]:
-    """Latency, accuracy, parameters and multiply-accumulates of the whole model."""
+    """Latency, accuracy and parameters of the whole model, multiply-accumulates of its sites."""
     latency, accuracy = result.latency, result.accuracy
     rows = [Headline("Latency", measurement_text(latency.original), measurement_text(latency.adapted), "measured")]
     if accuracy:
         name = f"{accuracy.metric[0].upper()}{accuracy.metric[1:]}"
         rows.append(Headline(name, metric_text(accuracy.original), metric_text(accuracy.adapted), "measured"))
-    for name, change in (("Parameters", result.parameters), ("Multiply-accumulates", result.macs)):
+    counts = (("Parameters", result.parameters), ("Multiply-accumulates of the sites", result.macs))
+    for name, change in counts:
         rows.append(Headline(name, count_text(change.before.value), count_text(change.after.value), change.before.kind))
     return tuple(rows)
 
@@ -245,8 +256,6 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
     """Machine, versions and settings as name and value."""
     machine, device, options = result.environment, result.device, result.options
     budget = "none" if options.budget_s is None else duration_text(options.budget_s)
-    in_points = result.accuracy is not None and result.accuracy.original.unit == "fraction"
-    tolerance = points_text(options.epsilon) if in_points else f"{options.epsilon:g}"
     rows = (
         ("Device", f"{device.name} ({device.kind}), {count_text(device.memory_bytes // 2**20)} MiB"),
         ("Threads", str(device.threads)),
@@ -255,7 +264,7 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
         ("Frequency governor", machine.governor or "not readable"),
         ("Load at the start", "not readable" if machine.load is None else f"{machine.load:.2f}"),
         ("Date", machine.date),
-        ("Accuracy that may be lost", tolerance),
+        ("Accuracy that may be lost", _tolerance(options.epsilon, result.accuracy)),
         ("Strategy", options.strategy),
         ("Asked for", _asked_for(options)),
         ("Also minimised", ", ".join(options.also_minimise) or "nothing"),
@@ -266,6 +275,13 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
         ("Python", machine.python),
     )
     return rows + tuple(machine.packages.items())
+
+
+def _tolerance(epsilon: float, accuracy: Accuracy | None) -> str:
+    """Epsilon in words: what it is compared with is relative where the metric is an error."""
+    if accuracy is None:
+        return "not used, because no task was given"
+    return points_text(epsilon) if accuracy.higher_is_better else f"{100 * epsilon:g} % of the error"
 
 
 def _asked_for(options: Options) -> str:
@@ -353,6 +369,7 @@ def _pareto(group: GroupSearch, parameters: dict[str, int], price: Price) -> Par
             price=paid,
             parameters=candidate.parameters.value,
             status=_status(candidate),
+            on_front=candidate.on_front,
             outcome=candidate.outcome,
             text=candidate.text,
             accuracy=metric_text(candidate.accuracy) if candidate.accuracy else "",

@@ -95,11 +95,11 @@ def site_bars(rows: tuple[SiteRow, ...]) -> go.Figure:
 def pareto_scatter(pareto: Pareto) -> go.Figure:
     """Draw every candidate by latency change and price, the front joined, the original at no change.
 
-    Losses have no bound, so that axis ends soon above the front, and what lies beyond is left out.
+    Losses have no bound, so that axis ends soon above the front and what was chosen; what lies beyond is left out.
     """
     scale, unit = _unit([abs(point.latency_change_s) for point in pareto.points])
     figure = go.Figure()
-    front = sorted((p for p in pareto.points if p.status in ("front", "chosen")), key=lambda p: p.latency_change_s)
+    front = sorted((p for p in pareto.points if p.on_front), key=lambda p: p.latency_change_s)
     if len(front) > 1:
         line = {"color": AFTER, "width": 1, "shape": "hv"}
         xs, ys = [p.latency_change_s * scale for p in front], [p.price for p in front]
@@ -129,8 +129,9 @@ def pareto_scatter(pareto: Pareto) -> go.Figure:
     )
     title = "parameters (counted)" if pareto.price == "parameters" else "loss after fitting (measured)"
     figure.update_yaxes(title={"text": title, "font": {"size": 13}}, rangemode="tozero")
-    if pareto.price == "loss" and front:
-        top = LOSS_MARGIN * max(point.price for point in front)
+    shown = [point.price for point in pareto.points if point.on_front or point.status == "chosen"]
+    if pareto.price == "loss" and shown:
+        top = LOSS_MARGIN * max(shown)
         figure.update_yaxes(range=[-0.05 * top, top] if top > 0 else None)
     figure.update_xaxes(zeroline=True, zerolinecolor=BEFORE)
     return _styled(figure, height=380, x_title=f"latency change at one site, {unit} (measured)")

@@ -6,10 +6,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from gos_adapt import cli
 from gos_adapt.errors import AdaptError, DeviceUnreachableError, VerificationError
+from gos_adapt.quantities import Conditions, Measurement
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,18 +84,36 @@ def test_devices_lists_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "host" in out
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_table_keeps_long_names_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    for variable in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes anything for a terminal
+    conditions = Conditions("host", 2, "2026-11-21T12:00:00+00:00", "test")
+    cli._print_latencies({"x" * 300: Measurement((1e-3,), conditions)})
+    out = capsys.readouterr().out
+    assert out.count("x") == 300
+    assert (out.count("\n") == 2) is not terminal  # head and row, which only a terminal breaks
+
+
 def test_the_console_script_is_this_command_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"adapt": "gos_adapt.cli:main"}
 
 
-def main_with_a_command_that_raises(error: BaseException) -> int:
+def main_with_a_command_that_raises(error: BaseException, *words: str) -> int:
     @cli.commands.command("raise")
-    def command() -> None:
+    @click.option("--fresh", is_flag=True)
+    def command(**_: object) -> None:
         raise error
 
     try:
-        return cli.main(["raise"])
+        return cli.main(["raise", *words])
     finally:
         del cli.commands.commands["raise"]
 
@@ -112,6 +132,8 @@ def test_a_deliberate_failure_is_one_line_and_its_exit_code(
 def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert main_with_a_command_that_raises(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.endswith("interrupted; the same command continues\n")
+    main_with_a_command_that_raises(KeyboardInterrupt(), "--fresh")  # again, it would discard what this one found
+    assert capsys.readouterr().err.endswith("interrupted; the same command without --fresh continues\n")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

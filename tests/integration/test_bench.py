@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx
@@ -12,7 +13,12 @@ import pytest
 from compiling import graph, random
 from onnx import helper
 
+from device_targets import DEVICES
+from device_targets.session import Session
 from gos_adapt import cli
+from gos_adapt.bench import FP32, INT8, compare
+from gos_adapt.model.load import load_model
+from gos_adapt.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +110,20 @@ def test_a_run_has_its_original_and_adapted_model(
     assert list(form["contenders"]) == ["onnxruntime_fp32", "onnxruntime_int8", "original", "adapted"]
     assert form["contenders"]["adapted"]["deviation"] < 1e-5
     assert form["layers"] is None
+
+
+def test_a_model_that_onnx_runtime_cannot_open_is_timed_all_the_same(model: Path) -> None:
+    loaded = load_model(model)
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(loaded.original)
+    foreign.graph.node[0].op_type, foreign.graph.node[0].domain = "Convolve", "nowhere"
+    foreign.opset_import.append(helper.make_opsetid("nowhere", 1))
+    with Session(DEVICES["host"]()) as session:
+        entries = compare(replace(loaded, original=foreign), {INT8: loaded.proto}, session, Silent())
+    assert "cannot open the model" in str(entries[FP32].latency.error)
+    assert entries[FP32].deviation is None
+    assert entries[INT8].latency.ok
+    assert entries[INT8].deviation is None  # there is nothing to compare it with
 
 
 @pytest.mark.parametrize(

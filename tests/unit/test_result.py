@@ -23,6 +23,7 @@ from gos_adapt.quantities import Count
 from gos_adapt.result import Measured, Result, SpeedUp, read_result
 
 GOLDEN_KEYS = Path(__file__).parent / "result_keys.txt"
+UNMEASURED = failed("nothing ran").to_json()
 
 
 def paths(form: Any, prefix: str = "") -> set[str]:
@@ -86,6 +87,8 @@ def test_profile_gap_and_amdahl_bound_by_hand() -> None:
     assert result.amdahl_bound == pytest.approx(399 / (399 - 166.8))
     free = replace(result, profile=replace(result.profile, kernels=Measured(0.0001, "s")))
     assert free.amdahl_bound is None
+    unknown = replace(result, profile=replace(result.profile, kernels=None))
+    assert (unknown.profile.gap, unknown.amdahl_bound) == (None, None)
 
 
 def test_overlapping_sites_count_once_in_the_amdahl_bound() -> None:
@@ -204,6 +207,27 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         (edited("device.threads", True), "result.json.device.threads: expected int, got True"),
         (edited("accuracy.adapted.value", float("nan")), "accuracy.adapted.value: expected float, got nan"),
         (edited("latency.adapted.samples", [-1.0]), "result.json.latency.adapted: not a Measurement"),
+        (edited("latency.adapted.samples", [1e-300]), "result.json.latency.adapted: not a Measurement"),
+        (edited("latency.adapted.samples", ["1"]), "result.json.latency.adapted: not a Measurement: samples[0]"),
+        (
+            edited("latency.adapted.samples", 5),
+            "result.json.latency.adapted: not a Measurement: samples: expected list",
+        ),
+        (
+            edited("latency.adapted.threads", "2"),
+            "latency.adapted: not a Measurement: conditions.threads: expected int",
+        ),
+        (edited("latency.adapted.kind", "predicted"), "not a Measurement: expected kind 'measured'"),
+        (
+            edited("sites.0.replacement.latency", UNMEASURED | {"error": 5}),
+            "result.json.sites[0].replacement.latency: not a Measurement: error: expected str, got 5",
+        ),
+        (edited("accuracy.metric", ""), "result.json.accuracy: the metric has no name"),
+        (edited("options.target_latency_s", 0), "result.json.options: target_latency_s must be positive, got 0"),
+        (edited("options.speed_up", -1.5), "result.json.options: speed_up must be positive, got -1.5"),
+        (edited("options.epsilon", 10**400), "result.json.options.epsilon: expected float, got 1000"),
+        (edited("stages_s.search", 1e308), "result.json.stages_s.search: expected float, got 1e+308"),
+        (edited("search.0.outcomes.fit", 2**63), "result.json.search[0].outcomes.fit: expected int, got 9223"),
         (edited("sites.0.original", None), "result.json.sites[0].original: expected dict, got None"),
         (edited("model.inputs.0.shape", ["N", 1.5]), "result.json.model.inputs[0].shape[1]: expected int or str"),
         (edited("search", "x" * 1000), "result.json.search: expected list"),

@@ -86,12 +86,18 @@ def test_a_forged_file_list_deletes_nothing_outside(tmp_path: Path) -> None:
     assert victim.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 1, "files": []}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"identity": 1, "files": []}', '{"identity": {}, "files": ["a\\u0000"]}', "[" * 100_000],
+)
 def test_a_damaged_run_json_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(RunFolderError, match=r"run\.json (is damaged|does not describe)") as caught:
-        RunFolder.open(tmp_path, IDENTITY)
-    assert "\n" not in str(caught.value)
+    for policy in ("resume", "fresh"):
+        with pytest.raises(RunFolderError, match=r"run\.json does not describe a run.*; give another folder") as caught:
+            RunFolder.open(tmp_path, IDENTITY, policy)
+        assert "--fresh" not in str(caught.value)  # which does not help: whose the files are is not known
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "run.json").read_text() == content
 
 
 def test_two_processes_cannot_hold_one_folder(tmp_path: Path) -> None:
@@ -203,7 +209,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path)
     assert writer.returncode == 0, writer.stderr
     first, second = writer.stdout.splitlines()
     assert first == (
-        f"cannot write {tmp_path}/model.so: File too large; free some space and repeat the command, it continues"
+        f"cannot write {tmp_path}/model.so: File too large; "
+        "free some space and repeat the command; a run continues, unless --fresh is given"
     )
     assert JOURNAL in second
     assert not list(tmp_path.glob(".partial*"))
@@ -254,7 +261,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_atomic(path, b"old")
-    with pytest.raises(RunFolderError, match="cannot write"):
+    with pytest.raises(RunFolderError, match=r"cannot write .*; make sure that files can be written in"):
         write_atomic(tmp_path / "missing" / "x", b"new")
     path.unlink()
     path.mkdir()

@@ -17,7 +17,8 @@ from gos_adapt.search.candidate import Judgement, Outcome
 from gos_adapt.search.cascade import OUT_OF_TIME
 from gos_adapt.search.search import Front, seed_candidates
 from gos_adapt.strategies.setting import Adapted, Step
-from gos_adapt.summary import count_macs, summarise_searches, summarise_sites
+from gos_adapt.summary import count_macs, summarise_profile, summarise_searches, summarise_sites
+from gos_adapt.task.metrics import METRICS
 
 
 def timed(*samples_us: float) -> Measurement:
@@ -114,6 +115,34 @@ def test_only_replacements_change_the_multiply_accumulates(adapted: Adapted) -> 
     assert change.after.value < change.before.value
 
 
+def test_the_multiply_accumulates_are_those_of_the_outermost_sites(adapted: Adapted) -> None:
+    outermost = sites_named(adapted.model, "r0", "o1", "o2", "f", "y")
+    change = count_macs(adapted)
+    assert change.before.value == sum(site.operator.macs for site in outermost)
+    replaced = {replacement.site: replacement.operator for replacement in adapted.replacements}
+    after = [replaced.get(site.name, site.operator) for site in outermost]
+    assert change.after.value == sum(operator.macs for operator in after)
+    attentions = tuple(replace(s, kind="attention") if s.kind == "branch" else s for s in adapted.sites)
+    assert count_macs(replace(adapted, sites=attentions)) == change
+
+
+def test_profile_and_report_have_one_sum_of_kernels_and_one_gap(adapted: Adapted) -> None:
+    kernels = [KernelLatency(f"k{i}", (), "", timed(*us)) for i, us in enumerate(((1, 2, 9), (9, 2, 1)))]
+    profile = attribute(timed(12, 12, 12), kernels, adapted.sites)
+    summary = summarise_profile(profile)
+    assert summary.kernels
+    assert summary.kernels.value == pytest.approx(10e-6)  # the sum of medians would be 4 µs
+    assert summary.gap == profile.gap == pytest.approx(10 / 12 - 1)
+
+
+def test_a_kernel_that_was_not_measured_leaves_no_sum(adapted: Adapted) -> None:
+    broken = KernelLatency("k1", (), "", Measurement((), CONDITIONS, "the device stopped answering"))
+    profile = attribute(timed(9), [KernelLatency("k0", (), "", timed(5)), broken], adapted.sites)
+    summary = summarise_profile(profile)
+    assert (summary.kernels, summary.gap, summary.kernel_count.value) == (None, None, 2)
+    assert profile.gap is None
+
+
 def test_kernels_and_bytes_of_a_site_are_counted(adapted: Adapted, profile: Profile) -> None:
     for row, site in zip(summarise_sites(adapted, profile, profile), adapted.sites, strict=True):
         assert row.original.kernels.value == len(site.nodes)
@@ -133,6 +162,18 @@ def test_a_candidate_that_was_timed_again_is_still_the_chosen_one(adapted: Adapt
     assert {candidate.key for candidate in group.candidates if candidate.chosen} == wanted
     assert [candidate.on_front for candidate in group.candidates] == [True] * 3
     assert [candidate.loss and candidate.loss.value for candidate in group.candidates] == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("metric", "units"),
+    [("top-1", ("fraction", "fraction")), ("mean-absolute-error", ("units of the target", "1"))],
+)
+def test_the_loss_of_an_error_is_relative(adapted: Adapted, metric: str, units: tuple[str, str]) -> None:
+    (step,) = adapted.steps
+    scored = tuple(replace(o, judgement=Judgement(0.5, 0.1, o.candidate.weights)) for o in step.front.outcomes)
+    (group,) = summarise_searches((replace(step, front=replace(step.front, outcomes=scored)),), METRICS[metric])
+    found = {(c.accuracy and c.accuracy.unit, c.loss and c.loss.unit) for c in group.candidates[: len(scored)]}
+    assert found == {units}
 
 
 def test_a_level_that_stopped_nobody_keeps_its_seconds(adapted: Adapted) -> None:

@@ -19,6 +19,7 @@ from example_result import (
 
 from gos_adapt.report import facts
 from gos_adapt.report.pictures import pareto_scatter, site_bars
+from gos_adapt.result import Measured
 from gos_adapt.verdict import comparison_text, latency_text
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ def test_headlines_give_the_whole_model_before_and_after() -> None:
         ("Latency", "0.420 ms", "0.300 ms", "measured"),
         ("Top-1", "91.72 %", "91.32 %", "measured"),
         ("Parameters", "269\u202f722", "172\u202f000", "counted"),
-        ("Multiply-accumulates", "40\u202f551\u202f040", "28\u202f400\u202f000", "counted"),
+        ("Multiply-accumulates of the sites", "40\u202f551\u202f040", "28\u202f400\u202f000", "counted"),
     ]
 
 
 def test_without_a_task_no_accuracy_is_shown_anywhere() -> None:
     result = without_task()
-    assert [row.name for row in facts.headlines(result)] == ["Latency", "Parameters", "Multiply-accumulates"]
+    names = [row.name for row in facts.headlines(result)]
+    assert names == ["Latency", "Parameters", "Multiply-accumulates of the sites"]
     assert {row.accuracy for row in facts.baselines(result)} == {""}
     assert any("No task was given" in limit for limit in facts.limits(result))
 
@@ -110,6 +112,24 @@ def test_candidates_of_the_global_strategy_are_shown_by_their_loss() -> None:
     assert 0.1 < top < 1.0  # the front ends at 0.1, and what lies far above it must not flatten it
 
 
+def test_the_line_joins_the_front_and_not_what_was_chosen_beside_it() -> None:
+    result = example_result()
+    chosen, *others = result.search[0].candidates
+    beside = replace(result.search[0], candidates=(replace(chosen, on_front=False), *others))
+    for group, joined in ((result.search[0], 3), (beside, 2)):
+        pareto = facts.paretos(replace(result, search=(group,)))[0]
+        assert pareto.points[0].status == "chosen"
+        (line,) = [trace for trace in pareto_scatter(pareto).data if trace.mode == "lines"]
+        assert len(line.x) == joined
+
+
+def test_the_axis_of_losses_reaches_what_was_chosen() -> None:
+    result = chosen_jointly()
+    candidates = tuple(replace(c, chosen=k == 3, on_front=k == 0) for k, c in enumerate(result.search[0].candidates))
+    pareto = facts.paretos(replace(result, search=(replace(result.search[0], candidates=candidates),)))[0]
+    assert pareto_scatter(pareto).layout.yaxis.range[1] > pareto.points[3].price == 1.0
+
+
 def test_a_site_with_no_kernel_left_has_words_where_others_have_a_bar() -> None:
     rows = facts.site_rows(example_result())
     gone = rows[0]._replace(after=failed("no kernel of its own: it was folded away"))
@@ -118,6 +138,24 @@ def test_a_site_with_no_kernel_left_has_words_where_others_have_a_bar() -> None:
     assert list(replacements.text) == ["no kernel of its own", *[""] * (len(replacements.y) - 1)]
     assert replacements.x[0] == 0 < replacements.x[1]
     assert "no kernel of its own" in replacements.hovertext[0]
+
+
+def test_what_may_be_lost_is_said_in_the_terms_of_the_metric() -> None:
+    result = example_result()
+    assert result.accuracy
+    error = replace(
+        result.accuracy,
+        metric="mean-absolute-error",
+        higher_is_better=False,
+        original=Measured(2.0, "units of the target"),
+    )
+    for accuracy, words in (
+        (result.accuracy, "1 point"),
+        (error, "1 % of the error"),
+        (None, "not used, because no task was given"),
+    ):
+        rows = dict(facts.environment(replace(result, accuracy=accuracy)))
+        assert rows["Accuracy that may be lost"] == words
 
 
 def test_outcomes_count_every_proposal_of_every_search() -> None:

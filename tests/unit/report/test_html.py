@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,13 @@ def test_the_report_says_how_much_no_replacement_can_take_away() -> None:
     )
 
 
+def test_without_all_kernels_the_report_gives_no_sum_of_them() -> None:
+    result = example_result()
+    text = Elements(render(replace(result, profile=replace(result.profile, kernels=None)))).text
+    assert "Not all of the 31 kernels of the compiled original were measured, so there is no sum of them." in text
+    assert "The searched sites take" not in text
+
+
 def test_nothing_to_gain_still_reads_well() -> None:
     text = Elements(render(without_replacements())).text
     assert "No operator was replaced: the delivered model is the original, compiled." in text
@@ -135,5 +143,6 @@ def test_the_report_is_written_as_a_whole(tmp_path: Path) -> None:
     write_report(example_result(), path)
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(RunFolderError):
+    with pytest.raises(RunFolderError, match="make sure that files can be written in") as raised:
         write_report(example_result(), tmp_path / "absent" / "report.html")
+    assert "--out" not in str(raised.value)  # which `adapt report` does not have
