@@ -57,7 +57,7 @@ from gos_adapt.search.objectives.loss import loss
 from gos_adapt.search.random_search import random_search
 from gos_adapt.search.search import Front, search
 from gos_adapt.strategies.joint import ANY_LOSS, Joint, search_settings
-from gos_adapt.strategies.setting import FIT_SAMPLES, SEARCH, Request
+from gos_adapt.strategies.setting import CASCADE_SAMPLES, SEARCH, Request
 from gos_adapt.task import load_task
 from gos_adapt.workbench import Workbench
 
@@ -366,7 +366,7 @@ class Bench:
         judge = partial(LossJudge, self.model, group[0], self.lessons)
         context = self.setting.context(self.model, group, self.profile, judge, time_left)
         if not variant.fitted:
-            material = capture(self.model, group[:1], self.setting.samples[:FIT_SAMPLES])[group[0].name]
+            material = capture(self.model, group[:1], self.setting.samples[:CASCADE_SAMPLES])[group[0].name]
             unfitted = Unfitted(self.model, group[0], self.lessons, material)
             context = replace(context, fit_error=unfitted.error, judge=unfitted.judge)
         with (

@@ -19,7 +19,7 @@ import onnx
 from device_targets import DEVICES
 from device_targets.session import Session, check_connected
 from gos_adapt import __version__, baselines
-from gos_adapt.adaptation import Adaptation
+from gos_adapt.adaptation import ARRAYS_FILE, JSON_FILE, Adaptation
 from gos_adapt.bench import ADAPTED, FP32, INT8, ORIGINAL, bench, compare
 from gos_adapt.budget import Budget
 from gos_adapt.environment import read_environment
@@ -40,7 +40,7 @@ from gos_adapt.result import (
 )
 from gos_adapt.run_folder import RunFolder, replace_atomic, write_atomic
 from gos_adapt.strategies import STRATEGIES, Strategy
-from gos_adapt.strategies.setting import Adapted, Request
+from gos_adapt.strategies.setting import Adapted, Request, graph_key
 from gos_adapt.summary import (
     count_macs,
     count_parameters,
@@ -74,7 +74,8 @@ PROFILED_MODELS, SCORED_MODELS = 2, 3
 FIXED_S = 8.0
 """For all else of delivery: the int8 baseline, timing the contenders, the report."""
 RESULT, REPORT = "result.json", "report.html"
-DELIVERED = ("adapted.onnx", "adaptation.json", "adaptation.safetensors", "model.so", "model.json")
+COMPILED = ("model.so", "model.json")
+DELIVERED = ("adapted.onnx", JSON_FILE, ARRAYS_FILE, *COMPILED)
 
 
 def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
@@ -115,7 +116,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
         budget = Budget(config.budget_s, lambda: folder.elapsed_s)
         if config.budget_s is not None:
             progress.budget(budget.left_s)
-        keep = partial(_write_models, folder, model)
+        keep = partial(_keep, folder, model)
         strategy = STRATEGIES[config.strategy_for(task)](
             model, task, request, workbench, folder, progress, budget.search_s, keep
         )
@@ -264,7 +265,15 @@ def _identity(config: AdaptConfig, model: Model, task: Task | None, device: Devi
 
 
 def _delivery_s(strategy: Strategy, model: Model, task: Task | None, device: Device) -> float:
-    """Guess what delivery will take, from what the same work takes now: profiling, and scoring on a small split."""
+    """Guess, once in a run, what delivery will take: from profiling now, and from scoring a small split."""
+    journal = strategy.folder.journal
+    if "delivery" not in journal:
+        journal.put("delivery", _guessed_s(strategy, model, task, device))
+    guessed: float = journal.get("delivery")
+    return guessed
+
+
+def _guessed_s(strategy: Strategy, model: Model, task: Task | None, device: Device) -> float:
     start = time.monotonic()
     strategy.profiles("original", model)
     profiled_s = time.monotonic() - start - strategy.workbench.tuning_s  # what is delivered is tuned by then
@@ -298,13 +307,27 @@ def _opening(model: Model, device: Device, task: Task | None) -> str:
     return f"{model.name} for {device.name} ({device.description}); {data}"
 
 
+def _keep(folder: RunFolder, model: Model, adapted: Model, replacements: Sequence[Replacement]) -> None:
+    """Write what is the best so far, so that it is on disk whatever comes.
+
+    A run that goes on repeats its history: what was the best once does not replace what has been better since. What
+    was compiled and reported of that would not belong to what is written now.
+    """
+    key = f"kept:{graph_key(adapted)}"
+    if key not in folder.journal:
+        for name in (RESULT, REPORT, *COMPILED):
+            folder.remove(name)
+        _write_models(folder, model, adapted, replacements)
+        folder.journal.put(key, True)
+
+
 def _write_models(folder: RunFolder, model: Model, adapted: Model, replacements: Sequence[Replacement]) -> None:
-    """Write the ONNX models and what was replaced by what: after every step, so that the best so far is on disk."""
+    """Write the ONNX models and what was replaced by what."""
+    adaptation = Adaptation.of(model, replacements)
     folder.save_bytes("original.onnx", model.original.SerializeToString())
     folder.save_bytes("adapted.onnx", adapted.proto.SerializeToString())
-    adaptation = Adaptation.of(model, replacements)
-    folder.save_json("adaptation.json", adaptation.to_json())
-    folder.save_arrays("adaptation.safetensors", adaptation.arrays())
+    folder.save_arrays(ARRAYS_FILE, adaptation.arrays())
+    folder.save_json(JSON_FILE, adaptation.to_json())
 
 
 def _compile(model: Model, workbench: Workbench, folder: RunFolder) -> Built:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from device_targets.session import LOST, Effort, Session, measure
 from gos_adapt.cache_folder import cache_folder
-from gos_adapt.errors import AdaptError, ModelImportError
+from gos_adapt.errors import DeviceError, DeviceUnreachableError, ModelImportError, Rejection
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.profiling.in_place import RUNS, time_in_place
 from gos_adapt.profiling.profile import KernelLatency, Profile, attribute
 from gos_adapt.progress import Silent
 from gos_adapt.quantities import Measurement
-from gos_adapt.tuning import Tuner, open_store, settle
+from gos_adapt.tuning import Tuner, contested, open_store, settle
 from tvm_passes.build import build, prepare, prepare_functions
 from tvm_passes.object_files import ObjectFiles
 from tvm_passes.schedule_kernels import guess
@@ -26,9 +26,11 @@ from tvm_passes.schedule_kernels import guess
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from device_targets.session import Library
     from gos_adapt.model.model import Array, Model, Site
     from gos_adapt.operators.graph import OperatorGraph
     from gos_adapt.progress import Progress
+    from gos_adapt.tuning import Tuning
     from tvm_passes.build import Built
     from tvm_passes.pipeline import Fused
     from tvm_passes.schedule_kernels import Choose
@@ -96,7 +98,7 @@ class Workbench:
     def profiles(self, models: Sequence[tuple[Model, Sequence[Site]]]) -> list[Profile]:
         """Likewise several with their sites, in turns: what is compared is timed at the same speed of the machine."""
         built = [self.build(model, self._path(), timed_repeats=RUNS) for model, _ in models]
-        loaded = [(self.session.load(each.path), random_inputs(each, "main")) for each in built]
+        loaded = [(self._load(each), random_inputs(each, "main")) for each in built]
         profiles = []
         timed = time_in_place(self.session, loaded)
         for each, (_, sites), (whole, latencies) in zip(built, models, timed, strict=True):
@@ -106,38 +108,44 @@ class Workbench:
         return profiles
 
     def _tune(self, fused: Fused) -> None:
-        waiting = self._tuner.unknown(fused.kernels)
-        if not waiting:
-            return
         start = time.monotonic()
-        with self._progress.stage("tune kernels", len(waiting)) as advance:
-            tuning = self._tuner.tune(waiting, advance)
-        with self._progress.stage("compare the best in place"):
-            settle(fused, waiting, self._store, self.session, self._path, self._objects)
+        if waiting := self._tuner.unknown(fused.kernels):
+            with self._progress.stage("tune kernels", len(waiting)) as advance:
+                self._say(self._tuner.tune(waiting, advance), len(waiting))
+        if finalists := contested(fused, self._store):
+            with self._progress.stage("compare the best in place"):
+                settle(fused, finalists, self._tuner, self._path, self._objects)
         self.tuning_s += time.monotonic() - start
-        self._progress.detail(f"{tuning.trials} variants of {len(waiting)} kernels built and timed")
+
+    def _say(self, tuning: Tuning, kernels: int) -> None:
+        self._progress.detail(f"{tuning.trials} variants of {kernels} kernels built and timed")
         for trial, reason in tuning.failed.items():
             self._progress.detail(f"failed: {trial}: {reason}")
         for kernel, reason in tuning.untunable.items():
             self._progress.note(f"kernel {kernel} keeps TVM's order, which is slow: {reason}")
 
-    def measure_models(self, models: Sequence[Model]) -> list[Measurement]:
-        """Time whole models at batch 1 in turns, their kernels tuned.
+    def measure_beside(self, original: Model, adapted: Model) -> tuple[Measurement, Measurement] | Rejection:
+        """Time two whole models at batch 1 in turns, their kernels tuned; or say why the adapted one does not run.
 
         Raises:
-            AdaptError: one cannot be built, or the device is gone.
+            AdaptError: the original does not run, or the device is gone.
         """
-        built = [self.build(model, self._path()) for model in models]
-        libraries = [self.session.load(each.path) for each in built]
-        measured = measure(
-            self.session,
-            {
-                str(k): partial(library.function_evaluator, "main", random_inputs(each, "main"))
-                for k, (each, library) in enumerate(zip(built, libraries, strict=True))
-            },
-            WHOLE_EFFORT,
-        )
-        return [measured[str(k)] for k in range(len(models))]
+        ready = {"original": self._ready(original)}
+        try:
+            ready["adapted"] = self._ready(adapted)
+        except DeviceUnreachableError:
+            raise
+        except (ModelImportError, DeviceError) as failure:
+            return Rejection(str(failure))
+        evaluators = {
+            name: partial(library.function_evaluator, "main", inputs) for name, (library, inputs) in ready.items()
+        }
+        measured = measure(self.session, evaluators, WHOLE_EFFORT)
+        self.session.ensure_alive()
+        failed = {name: m.error for name, m in measured.items() if m.error and not m.error.startswith(LOST)}
+        if "original" in failed:
+            raise DeviceError(f"timing the original failed: {failed['original']}")
+        return Rejection(failed["adapted"]) if failed else (measured["original"], measured["adapted"])
 
     def measure_operators(
         self, batch: Sequence[tuple[OperatorGraph, tuple[Array, ...]]], *, tuned: bool = False
@@ -166,8 +174,10 @@ class Workbench:
         try:
             fused = prepare_functions(protos, self.device, 1)
             built = build(fused, self.device, self._path(), choose, objects=self._objects)
-            library = self.session.load(built.path)
-        except AdaptError as failure:
+            library = self._load(built)
+        except DeviceUnreachableError:
+            raise
+        except (ModelImportError, DeviceError) as failure:
             if len(protos) == 1:
                 (name,) = protos
                 return {name: Measurement((), self.session.conditions(), str(failure))}
@@ -187,6 +197,16 @@ class Workbench:
             # another one's crash is not this one's fault
             measured |= self._measure_functions({name: protos[name]}, choose)
         return measured
+
+    def _ready(self, model: Model) -> tuple[Library, list[Array]]:
+        built = self.build(model, self._path())
+        return self._load(built), random_inputs(built, "main")
+
+    def _load(self, built: Built) -> Library:
+        """Upload a library of the scratch folder, and remove it there: large models would fill the disk."""
+        library = self.session.load(built.path)
+        built.path.unlink()
+        return library
 
     def _path(self) -> Path:
         """A new file name: a device never sees two libraries of one name."""

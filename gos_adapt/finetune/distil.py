@@ -11,6 +11,7 @@ scaled.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,7 +132,7 @@ class AccuracyJudge:
         """Return the judgement of `operator` at all sites; `weights` (one tuple a site) are where fitting starts."""
         initial, same = [weights[k] for k in self._order], [operator] * len(self._order)
         operators = fit_in_order(self._adapted, self._taught[slice(0, GLANCE)], same, initial, DEFAULT)
-        glance = self._judgement(operators, GLANCE)
+        glance = self._judgement(operators, at_a_glance=True)
         if glance.drop >= 2 * self.hopeless:
             return glance
         start = self._taught[slice(0, self._fit_samples)]
@@ -151,14 +152,22 @@ class AccuracyJudge:
         )
         return min(self._judgement(operators), before, key=lambda judgement: judgement.drop)
 
-    def _judgement(self, operators: Sequence[TorchOperator], samples: int | None = None) -> Judgement:
+    def _judgement(self, operators: Sequence[TorchOperator], *, at_a_glance: bool = False) -> Judgement:
         """Score on the selection split, or its first samples."""
-        task = self._lessons.task
-        value = _score(self._adapted, operators, self._selection, task.selection, task.metric, samples).value
+        task, limit = self._lessons.task, GLANCE if at_a_glance else None
+        value = _score(self._adapted, operators, self._selection, task.selection, task.metric, limit).value
+        original = self._original_at_a_glance if at_a_glance else self._original_score.value
         weights = tuple(operators[self._order.index(k)].weights() for k in range(len(operators)))
         if not np.isfinite(value):
             return Judgement(None, float(np.finfo(np.float32).max), weights)
-        return Judgement(value, task.metric.drop(self._original_score.value, value), weights)
+        return Judgement(value, task.metric.drop(original, value), weights)
+
+    @cached_property
+    def _original_at_a_glance(self) -> float:
+        """Score of the original on the same first samples: few differ much from all."""
+        own = [TorchOperator(site.operator, site.weights) for site in self._adapted.sites]
+        task = self._lessons.task
+        return _score(self._adapted, own, self._selection, task.selection, task.metric, GLANCE).value
 
 
 def fit_in_order(
@@ -217,7 +226,7 @@ def train(
         parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    targets = torch.from_numpy(lessons.samples.arrays()[1])
+    targets = torch.from_numpy(lessons.samples.targets_of())
     for index in _batches(lessons.samples.n, lessons.task.batch, settings.steps, rng):
         if time_left() <= 0:
             return
@@ -244,7 +253,7 @@ def _score(
     metric: Metric,
     limit: int | None = None,
 ) -> Score:
-    targets = split.part(slice(limit)).arrays()[1]
+    targets = split.targets_of(slice(limit))
     tallies = []
     with torch.no_grad():
         for start in range(0, len(targets), BATCH):

@@ -27,6 +27,10 @@ SAMPLES, MIN_SAMPLES = 256, 64
 64, the rank correlation 0.98 with what they lost on 256 after steps of Adam, at a sixth of the time."""
 
 
+NO_NUMBER = float(np.finfo(np.float32).max)
+"""The loss of what computes infinity or no number."""
+
+
 class LossJudge:
     """Judges candidates for one site by the loss of the model that holds them (`Lessons.task`'s distillation loss).
 
@@ -54,7 +58,7 @@ class LossJudge:
         return Judgement(None, self.loss(fitted), (fitted.weights(), *weights[1:]))
 
     def loss(self, operator: TorchOperator) -> float:
-        """Return the loss of the model with `operator` at the site as it is; one not finite is the largest float32."""
+        """Return the loss of the model with `operator` at the site as it is; at most `NO_NUMBER`."""
         with torch.no_grad(), mixed_precision():
             outputs = [
                 self._adapted(self._taught[slice(at, at + BATCH)], [operator]) for at in range(0, self._taught.n, BATCH)
@@ -65,4 +69,4 @@ class LossJudge:
                 torch.cat(outputs).float(), self._lessons.teacher[: self._taught.n], task.temperature
             )
         )
-        return max(0.0, loss) if np.isfinite(loss) else float(np.finfo(np.float32).max)
+        return max(0.0, loss) if np.isfinite(loss) else NO_NUMBER

@@ -266,14 +266,14 @@ class Teacher:
         self._executor = TorchExecutor(model.proto)
         self._answers: dict[int, Tensors] = {}
         self._size = min(task.batch, task.training.n)
-        self._steps = task.training.n // self._size  # of one pass
 
     def __getitem__(self, step: int) -> Lesson:
-        """Return the samples of a step: all come once before any comes again."""
+        """Return the samples of a step: in a pass, which is of full batches, none comes twice."""
+        steps = self._task.full_batches
         if self._repeats:
-            step %= VARIANTS * self._steps
-        order = np.random.default_rng((self._seed, step // self._steps)).permutation(self._task.training.n)
-        which = order[step % self._steps * self._size :][: self._size]
+            step %= VARIANTS * steps
+        order = np.random.default_rng((self._seed, step // steps)).permutation(self._task.training.n)
+        which = order[step % steps * self._size :][: self._size]
         rng = np.random.default_rng((self._seed, step, 1))
         inputs, targets = self._task.training.augmented(which, self._task.augmentation, rng)
         shares = np.maximum(0, rng.uniform(-1, 1, len(inputs)))

@@ -57,11 +57,14 @@ def splice(model: Model, replacements: Replacements) -> Model:
 
 
 def _pair(sites: tuple[Site, ...], replacements: Replacements) -> list[tuple[Site, Replacement]]:
+    """Sites with their replacements, in model order: the same set makes the same graph, however it was given."""
     by_name = {site.name: site for site in sites}
     unknown = [replacement.site for replacement in replacements if replacement.site not in by_name]
     if unknown:
         raise ValueError(f"no such site: {', '.join(unknown)}")
-    chosen = [(by_name[replacement.site], replacement) for replacement in replacements]
+    order = {name: number for number, name in enumerate(by_name)}
+    ordered = sorted(replacements, key=lambda replacement: order[replacement.site])
+    chosen = [(by_name[replacement.site], replacement) for replacement in ordered]
     for i, (site, replacement) in enumerate(chosen):
         shapes = (replacement.operator.types[replacement.operator.inputs[0]].shape, replacement.operator.output_shape)
         if shapes != (site.input_shape, site.output_shape):

@@ -27,7 +27,7 @@ class Candidate:
         operator: Canonical; its key is the candidate's identity.
         weights: One tuple a site: where fitting starts.
         lineage: How it came to be, oldest first.
-        family: Of the seed that it is (`Seed.family`); `None` for one that was bred.
+        family: Of the seed that it is (`Seed.family`); `None` for one of no family, or bred.
     """
 
     operator: OperatorGraph

@@ -170,8 +170,14 @@ def _dominated(outcome: Outcome, others: Sequence[Outcome], names: Sequence[str]
 
 
 def choose(best: Sequence[Outcome]) -> Outcome | None:
-    """Return the first candidate that is faster than the original by more than the noise."""
-    return next((outcome for outcome in best if is_faster(outcome)), None)
+    """Return the candidate that is fastest, relative to the original timed beside it; `None` if none is faster."""
+    return min(filter(is_faster, best), key=_relative_latency, default=None)
+
+
+def _relative_latency(outcome: Outcome) -> float:
+    assert outcome.latency is not None
+    assert outcome.original_latency is not None
+    return outcome.latency.median_s / outcome.original_latency.median_s
 
 
 def is_faster(outcome: Outcome) -> bool:

@@ -28,7 +28,7 @@ from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Memory, Selection, SiteCost, amdahl_bound, select
 from gos_adapt.search.objectives.latency import latency_change_s
 from gos_adapt.search.search import choose
-from gos_adapt.strategies.setting import Adapted, Setting, Step
+from gos_adapt.strategies.setting import WORTH, Adapted, Setting, Step
 from gos_adapt.strategies.tuned_latency import timed_tuned
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 MAX_SITES = 10
 """Thesis 4.3."""
-WORTH = 1.01
-"""Speed-up that a group must promise at best; less cannot be told from noise."""
 FINALISTS, TUNE_SHARE = 3, 0.1
 """Operators of a front that meet again on tuned schedules, and the share of the time left that tuning may take."""
 RECOVER_ABOVE = 0.5
@@ -72,7 +70,7 @@ class Iterative(Setting):
             selection = self._select(current, sites, profile, selected, replacements)
             if not selection.group:
                 break
-            if stop := self._stop(profile, selection, replacements, goal_s, len(steps)):
+            if stop := self._stop(current, profile, selection, replacements, goal_s, len(steps)):
                 selection = none_selected(selection, stop)
                 break
             group = tuple(site for site in sites if site.name in selection.group)
@@ -89,13 +87,15 @@ class Iterative(Setting):
             (profile,) = self.profiles(f"after step {len(steps)}", current)
         if self.request.train_all and self.task is not None and replacements:
             recovered = self.recover(replacements, "all", train_all=True, steps=self.passes(PASSES))
-            current, replacements = recovered.model, recovered.replacements
-            self.keep(current, replacements)
+            if self.drop(recovered.score) < self.request.epsilon:
+                current, replacements = recovered.model, recovered.replacements
+                self.keep(current, replacements)
         self.folder.journal.mark()  # a process that goes on from here knows how long this one searched
         return Adapted(current, replacements, tuple(steps), original_sites, selection)
 
     def _stop(
         self,
+        current: Model,
         profile: Profile,
         selection: Selection,
         replacements: Sequence[Replacement],
@@ -105,13 +105,18 @@ class Iterative(Setting):
         """Why search `number` is not made; empty while there is reason to go on."""
         if not self.is_finished(number) and self.time_left() <= 0:
             return "not selected: the time was over"
+        if len(replacements) >= self._max_sites:
+            return "not selected: enough sites are replaced"
+        if not self._memory(current).fits:
+            return ""
         if goal_s is not None and profile.whole.median_s <= goal_s:
             return "not selected: the latency that was asked for is reached"
         if selection.bound < WORTH:
             return f"not worth replacing: at most {selection.bound:.3f}x"
-        if len(replacements) >= self._max_sites:
-            return "not selected: enough sites are replaced"
         return ""
+
+    def _memory(self, current: Model) -> Memory:
+        return Memory(model_bytes(current), self.workbench.device.memory_bytes)
 
     @property
     def _max_sites(self) -> int:
@@ -138,7 +143,7 @@ class Iterative(Setting):
         limit = max(1, min(self.request.group_limit, self._max_sites - len(replacements)))
         selection = select(
             costs,
-            Memory(model_bytes(current), self.workbench.device.memory_bytes),
+            self._memory(current),
             whole_s=profile.whole.median_s,
             selected=selected,
             replaced={replacement.site for replacement in replacements},
@@ -157,7 +162,7 @@ class Iterative(Setting):
     ) -> Step:
         names = ", ".join(site.name for site in group)
         self.progress.note(f"{group[0].kind} {names}: at most {selection.bound:.2f}x if it cost nothing")
-        time_left = self.clock(None, self._share())
+        time_left = self.clock(self._share())
         settings = replace(self.request.settings, epsilon=self.request.epsilon if self.task else TOLERANCE)
         context = self.context(current, group, profile, partial(self._judge, current, group, time_left), time_left)
         front = self.searched(context, settings, number, f"search {number + 1} ({group[0].kind})")
@@ -195,7 +200,8 @@ class Iterative(Setting):
         if self.task is None or outcome.judgement.drop < RECOVER_ABOVE * self.request.epsilon:
             return replacements
         recovered = self.recover(replacements, str(number), steps=RECOVERY_STEPS)
-        return recovered.replacements
+        # outputs nearer to the original's may still cost more of the metric
+        return recovered.replacements if self.drop(recovered.score) < self.request.epsilon else replacements
 
     def _announce(self, replacements: Sequence[Replacement], step: Step) -> None:
         outcome = next(iter(step.chosen.values()))

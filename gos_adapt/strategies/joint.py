@@ -42,11 +42,11 @@ from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import timed
 from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies.exchange import exchanged
-from gos_adapt.strategies.setting import Adapted, Setting, Step, graph_key
+from gos_adapt.strategies.setting import WORTH, Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gos_adapt.finetune.recovery import Recovered
     from gos_adapt.model.model import Replacement, Site
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from gos_adapt.search.cascade import Context, Settings
     from gos_adapt.strategies.table import RowSet
 
-WORTH = 1.01
-"""Speed-up that a kind of site must promise at best to be searched."""
 RELATIVES_SHARE, SEARCH_SHARE, SETS_SHARE, TRIAL_SHARE = 0.2, 0.15, 0.3, 0.15
 """Of the time left: at most for timing the relatives of all kinds of sites; for all searches; for timing sets once one
 reaches the latency asked for; and, where none is asked for, for timing the sets of a trial, and again for its race."""
@@ -76,8 +74,8 @@ COARSE = FitSettings(steps=800, learning_rate=0.01, macs=1e10)
 FIT_SHARE = 0.5
 GENERATIONS = 4
 FITS_SHARE, RACE_SAMPLES, RACE_BYTES = 0.05, 2048, 2**30
-"""Of the time of a race, for its fits; the samples for them, and what inputs and outputs of one operator may take on
-all of these: fewer are taken where they are larger."""
+"""Of the time of a race, for the fits of what is trained (one set more may be fitted); the samples for them, and what
+inputs and outputs of one operator may take on all of these: fewer are taken where they are larger."""
 FIT_SLOWER = 2.5
 """Time of a multiply-accumulate in a fit, in small batches and with what is computed beside, over that in training."""
 ANY_LOSS = 1e6
@@ -155,14 +153,13 @@ class Joint(Setting):
         kinds = [(group, profile.group_s(group)) for group in self.kinds(profile)]
         bounds = [amdahl_bound(profile.whole.median_s, latency_s) for _, latency_s in kinds]
         worth = [(*kind, bound) for kind, bound in zip(kinds, bounds, strict=True) if bound >= WORTH]
-        contexts = [self._context(group, profile) for group, *_ in worth]
-        relatives = self._relatives(contexts)
+        relatives = self._relatives([group for group, *_ in worth], profile)
         waiting_s = sum(latency_s for _, latency_s, _ in worth)
-        time_left = self.clock(None, min(SEARCH_SHARE * self.time_left(), SEARCH_S * len(worth)))
+        time_left = self.clock(min(SEARCH_SHARE * self.time_left(), SEARCH_S * len(worth)))
         steps = []
-        for number, (_, latency_s, bound) in enumerate(worth):
+        for number, (group, latency_s, bound) in enumerate(worth):
             seconds = time_left() * latency_s / waiting_s  # what one leaves over, the others have
-            context = replace(contexts[number], time_left=self.clock(None, seconds))
+            context = self._context(group, profile, self.clock(seconds))
             steps.append(self._search(context, bound, number, relatives[number]))
             waiting_s -= latency_s
         return steps
@@ -178,23 +175,26 @@ class Joint(Setting):
                 alike[site.likeness].append(site)
         return sorted(map(tuple, alike.values()), key=lambda group: -profile.group_s(group))
 
-    def _context(self, group: tuple[Site, ...], profile: Profile) -> Context:
+    def _context(self, group: tuple[Site, ...], profile: Profile, time_left: Callable[[], float]) -> Context:
         judge = partial(LossJudge, self.model, group[0], self.lessons)
-        return self.context(self.model, group, profile, judge, self.time_left)
+        return self.context(self.model, group, profile, judge, time_left)
 
-    def _relatives(self, contexts: Sequence[Context]) -> list[tuple[Outcome, ...]]:
+    def _relatives(self, kinds: Sequence[tuple[Site, ...]], profile: Profile) -> list[tuple[Outcome, ...]]:
         """Time the seeds of families at every kind of site, the costliest kinds first."""
-        finished = self.folder.journal.get("relatives")
-        time_left = self.clock(finished, RELATIVES_SHARE * self.time_left())
+        finished: list[list[str]] | None = self.folder.journal.get("relatives")
+        time_left = self.clock(RELATIVES_SHARE * self.time_left() if finished is None else 0.0)
         found = []
-        with self.progress.stage("time relatives", len(contexts)) as advance:
-            for context in contexts:
-                seeds = [Outcome(seed, len(context.sites)) for seed in seed_candidates(context.sites) if seed.family]
-                outcomes = timed(seeds, replace(context, time_left=time_left))
+        with self.progress.stage("time relatives", len(kinds)) as advance:
+            for number, group in enumerate(kinds):
+                seeds = [Outcome(seed, len(group)) for seed in seed_candidates(group) if seed.family]
+                if finished is not None:  # a search has timed others since
+                    seeds = [seed for seed in seeds if seed.candidate.operator.key in finished[number]]
+                outcomes = timed(seeds, self._context(group, profile, time_left))
                 found.append(tuple(outcome for outcome in outcomes if outcome.reason is None))
                 advance()
         if finished is None:
-            self.folder.journal.put("relatives", sum(map(len, found)))
+            keys = [[outcome.candidate.operator.key for outcome in outcomes] for outcomes in found]
+            self.folder.journal.put("relatives", keys)
         return found
 
     def _search(self, context: Context, bound: float, number: int, relatives: tuple[Outcome, ...]) -> Step:
@@ -232,7 +232,7 @@ class Joint(Setting):
         """Improve a set by the loss of all replacements together, with all that stays fitted."""
         journal, key = self.folder.journal, f"exchanged:{goal_s!r}:{self._set_key(start)}"
         if key not in journal:
-            time_left = self.clock(None, seconds)
+            time_left = self.clock(seconds)
             losses: list[float] = []
 
             def loss(rows: RowSet) -> float:
@@ -288,9 +288,12 @@ class Joint(Setting):
             else:
                 high = middle
         if best is None:
-            return (), None, ("No set of replacements kept the accuracy after a short recovery.",)
+            why = "kept the accuracy after a short recovery" if raced else "was fast enough, or could be tried in time"
+            return (), None, (f"No set of replacements {why}.",)
         chosen, trial = best
-        return chosen, self._recovered(trial.replacements, "fastest", math.inf, PASSES), ()
+        final = self._recovered(trial.replacements, "fastest", math.inf, PASSES)
+        # outputs nearer to the original's may still cost more of the metric
+        return chosen, final if self.drop(final.score) < self.request.epsilon else trial, ()
 
     def _planned(self, name: str, seconds: float) -> _Race:
         """What a race of so long can afford; decided once, so that a run that was killed goes on with the same."""
@@ -330,7 +333,9 @@ class Joint(Setting):
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
-        time_left = self.clock(None, seconds)
+        begun = f"begun:{name}"
+        if begun not in self.folder.journal:
+            self.folder.journal.put(begun, self.folder.journal.elapsed_s)
         fitted = {number: self._fitted(rows, plan.fitting) for number, rows in enumerate(sets)}
         losses = {number: self._teacher.loss(splice(self.model, own)) for number, own in fitted.items()}
         self._say(sets, losses, "fitted")
@@ -355,7 +360,8 @@ class Joint(Setting):
             runners = {number: results[number].replacements for number in ranked[: (len(ranked) + 1) // 2]}
             heat += 1
         ((number, replacements),) = runners.items()
-        return sets[number], self._recovered(replacements, name, time_left(), passes)
+        seconds_left = seconds - (self.folder.journal.elapsed_s - self.folder.journal.get(begun))
+        return sets[number], self._recovered(replacements, name, max(0.0, seconds_left), passes)
 
     def _say(self, sets: Sequence[RowSet], losses: Mapping[int, float], when: str) -> None:
         for number, loss in losses.items():
@@ -386,7 +392,9 @@ class Joint(Setting):
         ordered = self._ordered(chosen)
         names = {replacement.site for replacement in ordered}
         adapted = AdaptedModel(self.model, [site for site in find_sites(self.model) if site.name in names])
-        largest = max(4 * (math.prod(site.input_shape) + math.prod(site.output_shape)) for site in adapted.sites)
+        # what runs between the replaced sites is computed of all samples at once, too
+        sizes = (math.prod(site.input_shape) + math.prod(site.output_shape) for site in find_sites(self.model))
+        largest = 4 * max(sizes)
         samples, _ = self.task.training.part(slice(0, min(n, max(MIN_SAMPLES, RACE_BYTES // largest)))).arrays()
         with torch.no_grad():
             start = adapted.at_first_cut(torch.from_numpy(samples))

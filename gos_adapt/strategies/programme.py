@@ -7,7 +7,7 @@
 
 Savings and losses are added up as if sites did not influence each other. Losses so added find a set to begin with.
 Savings come near, so a set is measured, and another saving asked of the programme, until one just saves enough.
-Solved exactly by HiGHS through `scipy.optimize.milp`.
+Solved by HiGHS, nearly exactly, through `scipy.optimize.milp`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def measured_sets(
         options: To choose from.
         saving_s: To reach, above 0.
         limit: Most options chosen.
-        measure: Seconds that a set saves; `None` when there is no time to measure any more.
+        measure: Seconds that a set saves; `None` when that cannot be measured (any more).
         overestimate: What sets are expected to save, added up, of what they save.
 
     Yields:

@@ -52,14 +52,15 @@ if TYPE_CHECKING:
 
 ADDED = {"parameters": "parameters", "memory": "memory (bytes)", "energy": "energy (J)"}
 """Objectives that a user may add, by the names in `config`."""
-FIT_SAMPLES = 256
+FIT_SAMPLES, CASCADE_SAMPLES = 256, 64
+"""Material for fitting; and for the cascade, which fits in closed form: enough to tell hopeless candidates."""
 SELECTION = 2048
 """Samples that candidates are scored on: the paired difference of two models on so many is known to a few tenths."""
 RANDOM_SAMPLES = 16
 SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_error=0.8)
 """For minutes on two cores: the thesis breeds 50 generations in an hour on a GPU."""
-FIT_SAMPLES = 64
-"""For the cascade, which fits in closed form: enough to tell hopeless candidates."""
+WORTH = 1.01
+"""Speed-up that a kind of site must promise at best; less cannot be told from noise."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ class Setting:
         self.workbench, self.folder, self.progress = workbench, folder, progress
         self.time_left, self.keep = time_left, keep
 
+    @cached_property
+    def model_key(self) -> str:
+        """Content hash of the original's graph."""
+        return graph_key(self.model)
+
     def profiles(self, when: str, *models: Model) -> tuple[Profile, ...]:
         """Profile models, several of them in turns, or read from the journal what was found before."""
         key = f"profile:{when}:{':'.join(map(graph_key, models))}"
@@ -188,8 +194,8 @@ class Setting:
         """
         if [spec.dtype for spec in self.model.inputs] != ["float32"]:
             return ()
-        known = {name for node in self.model.proto.graph.node for name in node.output}
-        return tuple(site for site in find_sites(current) if known.issuperset(site.nodes))
+        known = {site.name: site.nodes for site in find_sites(self.model)}
+        return tuple(site for site in find_sites(current) if known.get(site.name) == site.nodes)
 
     def context(
         self,
@@ -203,7 +209,7 @@ class Setting:
         site = group[0]
 
         def fitter() -> Callable[[OperatorGraph, Weights], float]:
-            material = capture(current, [site], self.samples[:FIT_SAMPLES])[site.name]
+            material = capture(current, [site], self.samples[:CASCADE_SAMPLES])[site.name]
             teacher = TorchOperator(site.operator, site.weights)
             return lambda operator, weights: fit(operator, weights, teacher, material, CLOSED_FORM).relative_error
 
@@ -220,7 +226,7 @@ class Setting:
 
     def is_finished(self, number: int) -> bool:
         """Whether search `number` of this run is finished."""
-        return f"step:{number}" in self.folder.journal
+        return _search_name(number) in self.folder.journal
 
     def searched(self, context: Context, settings: Settings, number: int, name: str) -> Front:
         """Search, or repeat a search that is finished as it was.
@@ -235,7 +241,7 @@ class Setting:
         settings = replace(settings, objectives=tuple(dict.fromkeys((*settings.objectives, *added))))
         with self.progress.stage(name, settings.generations) as advance:
             seed = self.request.seed + number
-            front = search(context, settings, seed, lambda _number, _front: advance(), name=f"step:{number}")
+            front = search(context, settings, seed, lambda _number, _front: advance(), name=_search_name(number))
         self.progress.detail(front.described)
         return front
 
@@ -279,7 +285,6 @@ class Setting:
             def keep(state: State) -> None:
                 arrays = {**state, "share": np.array(clock.share(int(state[STEPS])))}
                 self.folder.save_arrays(unfinished, arrays)
-                self.folder.journal.mark()
 
             with self.progress.stage("recover", 100) as advance:
                 recovered = recover(
@@ -295,9 +300,11 @@ class Setting:
                 )
             self.save_weights(file, [replacement.weights for replacement in recovered.replacements])
             found = recovered.score
-            self.folder.journal.put(key, [recovered.loss, found.value, found.n, recovered.steps])
+            numbers = [x if math.isfinite(x) else None for x in (recovered.loss, found.value)]
+            self.folder.journal.put(key, [*numbers, found.n, recovered.steps])
             self.folder.remove(unfinished)
         loss, value, n, taken = self.folder.journal.get(key)
+        loss, value = math.inf if loss is None else loss, math.nan if value is None else value
         trained = self.with_weights(file, replacements)
         scored = Score(self.task.metric, value, n, self.task.selection.name)
         return Recovered(splice(self.model, trained), trained, loss, scored, taken)
@@ -312,10 +319,8 @@ class Setting:
         seconds: float = self.folder.journal.get("step")
         return seconds
 
-    def clock(self, finished: int | None, seconds: float) -> Callable[[], float]:
-        """Seconds left of a stage: none if an earlier process finished it, so that it is repeated as it was."""
-        if finished is not None:
-            return lambda: 0.0
+    def clock(self, seconds: float) -> Callable[[], float]:
+        """Seconds left of a stage; 0 for one that is finished repeats it as it was."""
         end = time.monotonic() + seconds
         return lambda: min(self.time_left(), end - time.monotonic())
 
@@ -339,12 +344,13 @@ class Setting:
     def passes(self, count: float) -> float:
         """Steps that `count` passes over the training split take."""
         assert self.task is not None
-        return count * -(-self.task.training.n // self.task.batch)
+        return count * self.task.full_batches
 
     def drop(self, score: Score) -> float:
-        """What a model of this score lost, to be compared with epsilon."""
+        """What a model of this score lost, to be compared with epsilon; infinite if it computes what is no number."""
         assert self.task is not None
-        return self.task.metric.drop(self.original_score.value, score.value)
+        lost = self.task.metric.drop(self.original_score.value, score.value)
+        return math.inf if math.isnan(lost) else lost
 
 
 class _Clock:
@@ -391,6 +397,10 @@ class _Late:
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(*arguments)
+
+
+def _search_name(number: int) -> str:
+    return f"step:{number}"
 
 
 def _shuffled(task: Task, seed: int) -> Task:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gos_adapt.cost.measured import ratio_in_turns
 from gos_adapt.errors import Rejection
-from gos_adapt.finetune.loss import LossJudge
+from gos_adapt.finetune.loss import NO_NUMBER, LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.hints import is_hinted
@@ -133,12 +133,12 @@ class Table:
             patient: Whether time does not count until one reaches it.
 
         Returns:
-            Up to `count` sets; or the one that comes nearest, and what to say then.
+            Up to `count` sets; or the one that comes nearest, if it saves anything, and what to say then.
         """
         setting, saving_s = self._setting, self._profile.whole.median_s - goal_s
         if saving_s <= 0:
             return [], ("The latency that was asked for is that of the original, or more.",)
-        key, time_left = f"sets:{goal_s!r}:{count}", setting.clock(None, seconds)
+        key, time_left = f"sets:{goal_s!r}:{count}", setting.clock(seconds)
         finished: int | None = setting.folder.journal.get(key)
         reached: list[RowSet] = []
         timed: list[tuple[MeasuredSet, RowSet]] = []
@@ -165,12 +165,13 @@ class Table:
         if reached:
             return reached, ()
         missed = f"No set of replacements that was timed reaches the latency asked for, {goal_s:.4g} s."
-        nearest = max(timed, key=lambda pair: pair[0].saved_s, default=None)
+        nearest = max((pair for pair in timed if pair[0].saved_s > 0), key=lambda pair: pair[0].saved_s, default=None)
         return [nearest[1]] if nearest else [], (missed,)
 
     def reaches(self, chosen: RowSet, goal_s: float) -> bool:
         """Whether a set has a latency, timed as a whole beside the original."""
-        return self._ratio(chosen) * self._profile.whole.median_s <= goal_s
+        ratio = self._ratio(chosen)
+        return ratio is not None and ratio * self._profile.whole.median_s <= goal_s
 
     def _sources(self, saving_s: float) -> list[_Source]:
         """All families of seeds, each of them, all rows, and what searches ranked alike.
@@ -205,7 +206,7 @@ class Table:
         """The operators at every site of their kind, but for those whose loss was not computed in time."""
         setting = self._setting
         finished = setting.folder.journal.get("table")
-        time_left = setting.clock(finished, LOSS_SHARE * setting.time_left())
+        time_left = setting.clock(LOSS_SHARE * setting.time_left() if finished is None else 0.0)
         rows = []
         total = sum(len(one.step.sites) for own in kept for one in own)
         with setting.progress.stage("what every replacement costs", total) as advance:
@@ -215,15 +216,15 @@ class Table:
                     rows += [row] if row else []
                     advance()
         if finished is None:
-            setting.folder.journal.put("table", len(rows))
+            setting.folder.journal.put("table", True)
         if len(rows) < total:
             setting.progress.note(f"{total - len(rows)} of {total} replacements are left out: no time to fit them")
-        return tuple(rows)
+        return tuple(row for row in rows if row.option.loss < NO_NUMBER)
 
     def _row(self, kept: _Kept, k: int, time_left: Callable[[], float]) -> Row | None:
         setting, outcome, site = self._setting, kept.outcome, kept.step.sites[k]
         candidate = outcome.candidate
-        key = f"loss:{graph_key(setting.model)}:{site.name}:{candidate.operator.key}"
+        key = f"loss:{setting.model_key}:{site.name}:{candidate.operator.key}"
         if key not in setting.folder.journal:
             if time_left() <= 0:
                 return None
@@ -247,7 +248,8 @@ class Table:
         whole_s, rows = self._profile.whole.median_s, source.rows
 
         def measure(chosen: tuple[int, ...]) -> float | None:
-            return whole_s * (1 - self._ratio(tuple(rows[i] for i in chosen))) if goes_on() else None
+            ratio = self._ratio(tuple(rows[i] for i in chosen)) if goes_on() else None
+            return None if ratio is None else whole_s * (1 - ratio)
 
         options, limit = [row.option for row in rows], self._setting.request.max_sites
         for one in measured_sets(options, saving_s, limit, measure, self._overestimate):
@@ -258,16 +260,22 @@ class Table:
             self._overestimate = one.overestimate
             yield one, tuple(rows[i] for i in one.chosen)
 
-    def _ratio(self, chosen: RowSet) -> float:
-        """Latency of the model with these replacements, untrained, over the original's."""
+    def _ratio(self, chosen: RowSet) -> float | None:
+        """Latency of the model with these replacements, untrained, over the original's; `None` if it does not run."""
         setting = self._setting
         model = splice(setting.model, tuple(row.replacement for row in chosen))
         key = f"whole:{graph_key(model)}"
         if key not in setting.folder.journal:
             with setting.progress.stage("time the whole"):
-                measured = setting.workbench.measure_models([setting.model, model])
+                measured = setting.workbench.measure_beside(setting.model, model)
+            if isinstance(measured, Rejection):
+                setting.progress.note(f"{len(chosen)} replacements do not run together: {measured.reason}")
+                setting.folder.journal.put(key, None)
+            else:
                 setting.folder.journal.put(key, [latency.to_json() for latency in measured])
-        original, adapted = (Measurement.from_json(form) for form in setting.folder.journal.get(key))
+        if (forms := setting.folder.journal.get(key)) is None:
+            return None
+        original, adapted = map(Measurement.from_json, forms)
         return ratio_in_turns(adapted, original, WHOLE_EFFORT.samples)
 
 

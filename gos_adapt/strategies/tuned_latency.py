@@ -49,7 +49,7 @@ def timed_tuned(setting: Setting, model: Model, contests: Sequence[Contest], sec
 
 def _tuned_and_timed(setting: Setting, groups: Sequence[Sequence[Operator]], seconds: float) -> list[list[Measurement]]:
     """For each group of operators the latencies of as many, from the first on, as could be tuned; none of one alone."""
-    workbench, time_left = setting.workbench, setting.clock(None, seconds)
+    workbench, time_left = setting.workbench, setting.clock(seconds)
     tuned = [0] * len(groups)
     with setting.progress.stage("tune what was found", sum(map(len, groups))) as advance:
         for number, operator in in_turn(groups):

@@ -173,13 +173,14 @@ class Split:
         """Return the samples of a slice or an index array, each changed at random, with targets."""
         self._note_opened()
         images = augmentation(self.preprocessing.shaped(self.inputs[which]), self.preprocessing.layout, rng)
-        return self.preprocessing(images), self._targets_at(which)
+        return self.preprocessing(images), self.targets_of(which)
+
+    def targets_of(self, which: slice | Array = slice(None)) -> Array:
+        """Return targets alone (int64 or float32)."""
+        return self.targets[which].astype(np.int64 if self.has_classes else np.float32)
 
     def _at(self, which: slice | Array) -> tuple[Array, Array]:
-        return self.preprocessing(self.inputs[which]), self._targets_at(which)
-
-    def _targets_at(self, which: slice | Array) -> Array:
-        return self.targets[which].astype(np.int64 if self.has_classes else np.float32)
+        return self.preprocessing(self.inputs[which]), self.targets_of(which)
 
     def _note_opened(self) -> None:
         self.opened.append(datetime.now(UTC).isoformat(timespec="seconds"))

@@ -82,6 +82,11 @@ class Task:
         """All four."""
         return (self.training, self.selection, self.test, self.calibration)
 
+    @property
+    def full_batches(self) -> int:
+        """In one pass over the training split, at least one; what is left over waits for another pass."""
+        return max(1, self.training.n // self.batch)
+
     @cached_property
     def key(self) -> str:
         """Content hash: two tasks of equal key lead to the same run."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gos_adapt.tuning.settle import settle
-from gos_adapt.tuning.store import Record, Store
+from gos_adapt.tuning.settle import contested, settle
+from gos_adapt.tuning.store import Look, Record, Store
 from gos_adapt.tuning.tuner import Tuner, Tuning, open_store
 
-__all__ = ["Record", "Store", "Tuner", "Tuning", "open_store", "settle"]
+__all__ = ["Look", "Record", "Store", "Tuner", "Tuning", "contested", "open_store", "settle"]

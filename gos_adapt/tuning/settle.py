@@ -9,6 +9,7 @@ kernels (`gos_adapt.profiling.in_place`).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,55 +17,62 @@ import numpy as np
 from device_targets.session import TIMED
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.profiling.in_place import RUNS, WARM
+from gos_adapt.tuning.store import Look
 from tvm_passes.build import build
 from tvm_passes.schedules import RULES, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from device_targets.session import Session
+    from gos_adapt.errors import Rejection
     from gos_adapt.tuning.store import Record, Store
+    from gos_adapt.tuning.tuner import Tuner
     from tvm_passes.object_files import ObjectFiles
     from tvm_passes.pipeline import Fused
-    from tvm_passes.schedule_kernels import Choose
-
 Array = np.ndarray[Any, Any]
 
 ROUNDS = 15
 CLOSE = 1.5
-"""A finalist this much slower than the best, alone, is not asked again."""
+"""A finalist more than so many times slower than the best, alone, is not asked again."""
+
+
+def contested(fused: Fused, store: Store) -> dict[str, list[Record]]:
+    """Return the finalists of each kernel of a model that are close, timed alone, and never met inside a model."""
+    found = {}
+    for kernel in fused.kernels:
+        finalists = store.finalists(kernel)
+        close = [record for record in finalists if _latency_s(record) <= CLOSE * _latency_s(finalists[0])]
+        if len(close) > 1 and close[0].look == Look.LAST:
+            found[kernel] = close
+    return found
 
 
 def settle(
     fused: Fused,
-    kernels: Collection[str],
-    store: Store,
-    session: Session,
+    finalists: Mapping[str, Sequence[Record]],
+    tuner: Tuner,
     new_path: Callable[[], Path],
     objects: ObjectFiles,
 ) -> None:
-    """Time the finalists of newly tuned kernels in place, and let the store prefer the fastest there.
+    """Time finalists in place, and let the store prefer the fastest there.
 
     Args:
         fused: The model, its function ``main``.
-        kernels: Keys of those to settle; the others keep their best variant.
-        store: Knows the finalists, and gets their latencies in place.
-        session: With the device.
+        finalists: What is `contested`; other kernels take what the tuner chooses.
+        tuner: Has the store, which gets the latencies in place, and the session.
         new_path: Gives a path for each library.
         objects: Where compiled kernels are kept.
 
     Raises:
         DeviceError: the model does not run.
     """
-    finalists = {kernel: _close(store.finalists(kernel)) for kernel in kernels}
-    finalists = {kernel: records for kernel, records in finalists.items() if len(records) > 1}
-    known = {kernel: record for kernel in fused.kernels if (record := store.best(kernel))}
-    turns = [
-        known | {kernel: records[min(turn, len(records) - 1)] for kernel, records in finalists.items()}
-        for turn in range(max(map(len, finalists.values()), default=0))
+    session = tuner.session
+    turns = range(max(map(len, finalists.values()), default=0))
+    choices = [{kernel: one[min(turn, len(one) - 1)] for kernel, one in finalists.items()} for turn in turns]
+    builds = [
+        build(fused, session.device, new_path(), partial(_chosen, tuner, choice), RUNS, objects) for choice in choices
     ]
-    builds = [build(fused, session.device, new_path(), _chooser(turn), RUNS, objects) for turn in turns]
     if not all("main" + TIMED in built.parameters for built in builds):
         return
     libraries = [(session.load(built.path), random_arrays(built.parameters["main"])) for built in builds]
@@ -74,20 +82,22 @@ def settle(
             taken.append(np.diff(library.kernel_times("main", arrays), axis=1)[WARM:])
     best = [np.concatenate(taken).min(axis=0) * 1e-9 for taken in samples]
     keys = np.array(fused.keys)
-    store.put(
-        replace(record, latency_s=latency_s)
+    tuner.store.put(
+        replace(record, latency_s=latency_s, look=Look.IN_PLACE)
         for kernel, records in finalists.items()
         for record, latency_s in zip(records, _mean_s(best, keys == kernel), strict=False)
     )
+    for built in builds:
+        built.path.unlink()
 
 
-def _close(records: Sequence[Record]) -> list[Record]:
-    latencies = [record.latency_s or 0.0 for record in records]
-    return [record for record, latency_s in zip(records, latencies, strict=True) if latency_s <= CLOSE * latencies[0]]
+def _latency_s(record: Record) -> float:
+    assert record.latency_s is not None, "a finalist was timed"
+    return record.latency_s
 
 
-def _chooser(records: Mapping[str, Record]) -> Choose:
-    return {kernel: Variant.parse(record.variant, RULES) for kernel, record in records.items()}.get
+def _chosen(tuner: Tuner, choice: Mapping[str, Record], kernel: str) -> Variant | Rejection | None:
+    return Variant.parse(choice[kernel].variant, RULES) if kernel in choice else tuner.choose(kernel)
 
 
 def _mean_s(best: Sequence[Array], its: Array) -> list[float]:

@@ -7,6 +7,7 @@ of the schedules or of TVM compiles other code under the same knobs, so its rows
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Self
 
 import sqlalchemy as sql
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _TABLES = sql.MetaData()
 _TRIALS = sql.Table(
-    "trials",
+    "variants",
     _TABLES,
     sql.Column("device", sql.String, primary_key=True),
     sql.Column("schedules", sql.String, primary_key=True),
@@ -27,13 +28,24 @@ _TRIALS = sql.Table(
     sql.Column("variant", sql.String, primary_key=True),
     sql.Column("latency_s", sql.Float),
     sql.Column("error", sql.String),
-    sql.Column("final", sql.Boolean, nullable=False),
+    sql.Column("look", sql.Integer, nullable=False),
     sql.Column("date", sql.String, nullable=False),
 )
 
 
 KEPT = 200_000
 """Trials that are kept, the newest: some fifty megabytes, of hundreds of models."""
+
+
+class Look(IntEnum):
+    """How a variant was timed: only latencies of one look at a kernel compare."""
+
+    FIRST = 0
+    """Shortly, among all variants."""
+    LAST = 1
+    """For longer, against the other best ones, all known to compute what they should."""
+    IN_PLACE = 2
+    """Inside a model, against those that were close then."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Record:
         variant: Its text form.
         latency_s: Best sample, measured; `None` where there is an error.
         error: Why nothing was measured.
-        final: Whether it was timed in the last look, against the other best variants: only these compare.
+        look: How it was timed.
         date: ISO 8601, UTC.
     """
 
@@ -53,7 +65,7 @@ class Record:
     variant: str
     latency_s: float | None
     error: str | None
-    final: bool
+    look: Look
     date: str
 
 
@@ -104,13 +116,10 @@ class Store:
         return found[0] if found else None
 
     def finalists(self, kernel: str) -> list[Record]:
-        """Return the variants of a tuned kernel that were in the last look, the fastest first."""
-        last = (_TRIALS.c.kernel == kernel, _TRIALS.c.final, _TRIALS.c.latency_s.is_not(None))
-        return self._read(self._mine().where(*last).order_by(_TRIALS.c.latency_s))
-
-    def known(self, kernel: str) -> bool:
-        """Whether a kernel was ever tried, be it in vain."""
-        return bool(self._read(self._mine().where(_TRIALS.c.kernel == kernel).limit(1)))
+        """Return the variants of a tuned kernel that came through its closest look, the fastest first."""
+        timed = (_TRIALS.c.kernel == kernel, _TRIALS.c.look >= Look.LAST, _TRIALS.c.latency_s.is_not(None))
+        found = self._read(self._mine().where(*timed).order_by(_TRIALS.c.look.desc(), _TRIALS.c.latency_s))
+        return [record for record in found if record.look == found[0].look]
 
     def trials(self, kernel: str) -> list[Record]:
         """Return every trial of a kernel."""
@@ -123,7 +132,8 @@ class Store:
     def _read(self, query: sql.Select[tuple[object, ...]]) -> list[Record]:
         try:
             with self._engine.connect() as connection:
-                return [Record(**row) for row in connection.execute(query).mappings()]
+                rows = connection.execute(query).mappings()
+                return [Record(**{**row, "look": Look(row["look"])}) for row in rows]
         except sql.exc.SQLAlchemyError as error:
             raise self._unusable(error) from error
 

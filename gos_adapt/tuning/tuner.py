@@ -1,8 +1,8 @@
 """Find the fastest variant of every kernel of a model, on the device.
 
 In rounds, for a few kernels at a time: build all variants of all of them in processes of their own, then time them with
-nothing else running, the variants of a kernel in turns. The first round tries register tiles, the next ones the
-neighbours of the fastest, one knob at a time, until none is faster. The best few, if they compute what the unscheduled
+nothing else running, the variants of a kernel in turns. The first round tries register tiles, two more the neighbours
+of the fastest, one knob at a time, if there are faster ones. The best few, if they compute what the unscheduled
 kernel computes, meet again in a longer, final look. What fails to build, crashes the device or computes something else
 is recorded with its reason and costs only itself.
 """
@@ -27,7 +27,7 @@ from device_targets.session import LOST, Effort, Evaluator, Library, Session, me
 from gos_adapt.errors import DeviceError, Rejection
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.quantities import Measurement
-from gos_adapt.tuning.store import Record, Store
+from gos_adapt.tuning.store import Look, Record, Store
 from tvm_passes.build import cpu_of, target_of
 from tvm_passes.build_pool import BuildPool, Trial, TrialLibrary
 from tvm_passes.compat import PrimFunc, tvm
@@ -78,6 +78,7 @@ class Tuner:
         self._pool = BuildPool(session.device, Path(self._folder.name))
         self._cpu = cpu_of(session.device)
         self._numbers = itertools.count(1)
+        self._tried: set[str] = set()
         self._loaded: dict[Path, tuple[object, Library]] = {}
 
     def __enter__(self) -> Tuner:
@@ -94,8 +95,11 @@ class Tuner:
         return _nothing_measured([trial.error for trial in self.store.trials(kernel)])
 
     def unknown(self, kernels: Kernels) -> Kernels:
-        """Return the kernels that were never tried; one that failed would fail again."""
-        return {key: kernel for key, kernel in kernels.items() if not self.store.known(key)}
+        """Return the kernels of which no variant is known to run, and that were not tried here.
+
+        One that failed for an earlier process may do now: perhaps there was no room, or no time on a loaded machine.
+        """
+        return {key: func for key, func in kernels.items() if key not in self._tried and not self.store.best(key)}
 
     def tune(self, kernels: Kernels, advance: Callable[[], None] = lambda: None) -> Tuning:
         """Tune kernels and remember what was measured.
@@ -112,6 +116,7 @@ class Tuner:
         for start in range(0, len(keys), TOGETHER):
             together = keys[start : start + TOGETHER]
             self._tune({key: kernels[key] for key in together}, tuning)
+            self._tried.update(together)
             for _ in together:
                 advance()
         return tuning
@@ -124,12 +129,12 @@ class Tuner:
                 tuning.untunable[key] = first.reason
             else:
                 contests.append(_Contest(key, func, constants, list(first)))
-        for _ in range(ROUNDS):
+        for following in range(ROUNDS - 1, -1, -1):
             self._build(contests, tuning)
             for contest in contests:
                 if contest.waiting:
                     contest.note(self._time(contest, contest.waiting + contest.fastest(1), LOOK))
-                contest.waiting = contest.neighbours(self._cpu)
+                contest.waiting = contest.neighbours(self._cpu) if following else []
         date = datetime.now(UTC).isoformat(timespec="seconds")
         for contest in contests:
             final = self._time(contest, self._finalists(contest), FINAL)
@@ -137,6 +142,9 @@ class Tuner:
             tuning.failed |= {f"{contest.key} {v.to_text()}": m.error for v, m in contest.seen.items() if m.error}
             if not contest.fastest(1) and (nothing := _nothing_measured([m.error for m in contest.seen.values()])):
                 tuning.untunable[contest.key] = nothing.reason
+        for path in self._loaded:
+            path.unlink()  # timed: nothing needs it any more
+        self._loaded.clear()
 
     def _build(self, contests: Sequence[_Contest], tuning: Tuning) -> None:
         """Build what waits in the contests; what cannot be built is seen as failed."""
@@ -261,7 +269,14 @@ class _Contest:
         """Return what the store keeps."""
         last = {variant: final.get(variant, measurement) for variant, measurement in self.seen.items()}
         return [
-            Record(self.key, variant.to_text(), m.best_s if m.ok else None, m.error, variant in final and m.ok, date)
+            Record(
+                self.key,
+                variant.to_text(),
+                m.best_s if m.ok else None,
+                m.error,
+                Look.LAST if variant in final else Look.FIRST,
+                date,
+            )
             for variant, m in last.items()
         ]
 
@@ -280,11 +295,12 @@ def _difference(found: tuple[Array, ...] | Rejection, wanted: tuple[Array, ...] 
 
 
 def _nothing_measured(errors: Sequence[str | None]) -> Rejection | None:
-    """Say why none of the variants that were tried could be measured; `None` when none was tried."""
-    if not errors:
+    """Say why none of the variants that were tried can be used; `None` when none failed."""
+    failed = [error for error in errors if error is not None]
+    if not failed:
         return None
-    ((reason, _),) = Counter(errors).most_common(1)
-    return Rejection(f"0 of {len(errors)} variants could be measured: {reason}")
+    ((reason, _),) = Counter(failed).most_common(1)
+    return Rejection(f"0 of {len(failed)} variants could be used: {reason}")
 
 
 def open_store(path: Path, device: Device) -> Store:

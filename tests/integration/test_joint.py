@@ -13,7 +13,11 @@ from example_search import residual_model, sites_named, task_for
 
 from device_targets import DEVICES
 from device_targets.session import Session
+from gos_adapt.finetune.loss import NO_NUMBER
+from gos_adapt.model.model import Replacement
+from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
+from gos_adapt.operators.graph import OperatorGraph
 from gos_adapt.progress import Silent
 from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.candidate import Outcome
@@ -296,6 +300,53 @@ def test_relatives_are_timed_whatever_the_search_makes_of_them(faster):
     for step in branches:
         assert {"shortcut", "narrowed"} <= {outcome.candidate.family for outcome in step.relatives}
         assert all(outcome.latency.ok and outcome.original_latency.ok for outcome in step.relatives)
+
+
+def test_relatives_that_only_the_search_had_time_for_stay_out_when_a_run_goes_on(faster, model, workbench, tmp_path):
+    without(faster, tmp_path, "relatives")
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None) as strategy:
+        (profile,) = strategy.profiles("original", model)
+        kinds = strategy.kinds(profile)
+        seeds = [[s.operator.key for s in seed_candidates(group) if s.family] for group in kinds]
+        strategy.folder.journal.put("relatives", [keys[:2] for keys in seeds])
+        found = strategy._relatives(kinds, profile)
+        assert any(len(keys) > 2 for keys in seeds)
+        assert [[o.candidate.operator.key for o in outcomes] for outcomes in found] == [keys[:2] for keys in seeds]
+
+
+def test_what_computes_no_number_right_after_fitting_is_not_in_the_table(faster, model, workbench, tmp_path):
+    without(faster, tmp_path)
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None) as strategy:
+        rows = table_of(strategy)().rows
+        key = f"loss:{strategy.model_key}:{rows[0].site.name}:{rows[0].outcome.candidate.operator.key}"
+        strategy.folder.journal.put(key, NO_NUMBER)
+        assert [(r.site.name, r.outcome.candidate.operator.key) for r in table_of(strategy)().rows] == [
+            (r.site.name, r.outcome.candidate.operator.key) for r in rows[1:]
+        ]
+        assert strategy.drop(replace(strategy.original_score, value=math.nan)) == math.inf
+
+
+def test_a_set_that_does_not_run_or_is_slower_is_not_chosen(faster, model, workbench, tmp_path, monkeypatch):
+    without(faster, tmp_path, "sets:")
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None) as strategy:
+        goal_s = strategy.profiles("original", model)[0].whole.median_s / 1.1
+        for ratio in (None, 1.5):
+            monkeypatch.setattr(table.Table, "_ratio", lambda *_, ratio=ratio: ratio)
+            made = table_of(strategy)()
+            assert not made.reaches(made.rows[:1], goal_s)
+            sets, missed = made.sets(goal_s, 1, math.inf)
+            assert (sets, bool(missed)) == ([], True)
+
+
+def test_only_sites_of_the_original_are_eligible_as_they_were(model, workbench, tmp_path):
+    (site,) = sites_named(model, "r1")
+    bare = OperatorGraph(site.operator.nodes[:-1])
+    spliced = splice(model, [Replacement("r1", bare, site.weights)])
+    own = {one.name: one.nodes for one in find_sites(model)}
+    changed = {one.name for one in find_sites(spliced) if own.get(one.name) != one.nodes}
+    assert "o1" in changed
+    with opened(model, workbench, tmp_path / "run", [], epsilon=0.2, max_sites=None) as strategy:
+        assert {one.name for one in strategy.eligible(spliced)} == own.keys() - changed
 
 
 def test_operators_are_timed_on_tuned_schedules_as_far_as_the_time_goes(model, workbench, tmp_path):

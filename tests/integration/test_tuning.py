@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,17 +10,18 @@ import onnx
 import psutil
 import pytest
 from compiling import expected, graph, random
+from example_search import residual_model, sites_named
 from onnx import helper
 
 from device_targets import host
 from device_targets.session import Session
-from gos_adapt.errors import ConfigError, DeviceUnreachableError, Rejection
+from gos_adapt.errors import ConfigError, DeviceUnreachableError, ModelImportError, Rejection
 from gos_adapt.instructions.schedule_hints import to_remark
 from gos_adapt.profiling.in_place import METHOD, ROUNDS, RUNS, SAMPLES, time_in_place
 from gos_adapt.quantities import Measurement
-from gos_adapt.tuning import Record, Store, Tuner, Tuning, open_store, settle
+from gos_adapt.tuning import Look, Record, Store, Tuner, Tuning, contested, open_store, settle
 from gos_adapt.tuning.tuner import _Contest
-from gos_adapt.workbench import random_inputs
+from gos_adapt.workbench import Workbench, random_inputs
 from tvm_passes import build_pool
 from tvm_passes.build import build, cpu_of, prepare
 from tvm_passes.build_pool import BuildPool, Trial
@@ -31,8 +33,7 @@ from tvm_passes.schedules import RULES, Cpu, Variant, variants
 from tvm_passes.schedules.metaschedule import DRAWS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from tvm_passes.pipeline import Fused
 
@@ -143,7 +144,7 @@ def test_a_tuned_model_computes_what_onnx_runtime_computes_in_the_fastest_varian
         tried = {Variant.parse(trial.variant, RULES): trial for trial in store.trials(key)}
         assert isinstance(best, Variant)
         assert set(offered) <= set(tried)
-        finals = [trial.latency_s for trial in tried.values() if trial.final and trial.latency_s]
+        finals = [trial.latency_s for trial in tried.values() if trial.look is Look.LAST and trial.latency_s]
         assert 1 <= len(finals) <= 3
         assert tried[best].latency_s == min(finals)
 
@@ -175,9 +176,9 @@ def test_a_kernel_that_crashes_the_device_loses_only_itself_and_is_not_tried_aga
     tuning = tuner.tune(kernels)
     trials = store.trials("aborting")
     assert trials
-    assert all(trial.error and trial.latency_s is None and not trial.final for trial in trials)
+    assert all(trial.error and trial.latency_s is None for trial in trials)
     assert set(tuning.failed) == {f"aborting {trial.variant}" for trial in trials}
-    nothing = f"0 of {len(trials)} variants could be measured: {trials[0].error}"
+    nothing = f"0 of {len(trials)} variants could be used: {trials[0].error}"
     assert tuning.untunable == {"aborting": nothing}
     assert tuner.choose("aborting") == Rejection(nothing)
     assert all(trial.error is None for trial in store.trials("doubling"))
@@ -206,9 +207,9 @@ def test_a_kernel_of_which_nothing_could_be_measured_is_built_in_tvms_order(
 ) -> None:
     fused = model(session, SPLIT)
     (key,) = fused.kernels
-    store.put([Record(key, f"v{i}", None, "it crashed" if i else "it hung", False, "2026") for i in range(3)])
+    store.put([Record(key, f"v{i}", None, "it crashed" if i else "it hung", Look.FIRST, "2026") for i in range(3)])
     built = build(fused, session.device, tmp_path / "model.so", tuner.choose)
-    assert [kernel.rule for kernel in built.kernels] == ["none: 0 of 3 variants could be measured: it crashed"]
+    assert [kernel.rule for kernel in built.kernels] == ["none: 0 of 3 variants could be used: it crashed"]
     array = random(1, 16, 6, 6)
     for got, wanted in zip(session.load(built.path).run([array]), expected(SPLIT, array), strict=True):
         np.testing.assert_array_equal(got, wanted)
@@ -242,7 +243,7 @@ def test_a_device_that_is_gone_ends_tuning_and_blames_no_kernel(
     monkeypatch.setattr(session, "ensure_alive", unreachable)
     with pytest.raises(DeviceUnreachableError):
         tuner.tune({"doubling": (doubling, frozenset())})
-    assert not store.known("doubling")
+    assert not store.trials("doubling")
 
 
 def trial(func: PrimFunc = doubling, lanes: int = 1) -> Trial:
@@ -317,24 +318,40 @@ def test_builders_that_do_not_end_are_given_up_and_the_next_build_has_new_ones(
         assert set(library.parameters) == {"a"}
 
 
-def test_finalists_meet_again_inside_the_model(session: Session, store: Store, tmp_path: Path) -> None:
+def settled(session: Session, store: Store, tmp_path: Path, alone_s: Sequence[float]) -> tuple[Fused, list[Record]]:
+    """Tune a model, tell the store what its finalists took alone, and settle; return the model and what was told."""
     fused = prepare(MODEL, session.device, 1)
-    with Tuner(session, store) as tuner:
+    with Tuner(session, store) as tuner, ObjectFiles(tmp_path) as objects:
         tuner.tune(fused.kernels)
-    told = [
-        replace(record, latency_s=1.0 + place / 100)
-        for kernel in fused.kernels
-        for place, record in enumerate(store.finalists(kernel))
-    ]
-    store.put(told)
-    paths = (tmp_path / f"{i}.so" for i in range(10))
-    with ObjectFiles(tmp_path) as objects:
-        settle(fused, fused.kernels, store, session, partial(next, paths), objects)
+        told = [
+            replace(record, latency_s=latency_s)
+            for kernel in fused.kernels
+            for record, latency_s in zip(store.finalists(kernel), alone_s, strict=False)
+        ]
+        store.put(told)
+        paths = (tmp_path / f"{i}.so" for i in range(10))
+        settle(fused, contested(fused, store), tuner, partial(next, paths), objects)
+    return fused, told
+
+
+def test_finalists_meet_again_inside_the_model(session: Session, store: Store, tmp_path: Path) -> None:
+    fused, told = settled(session, store, tmp_path, (1.0, 1.01, 1.02))
     for kernel in fused.kernels:
         found = store.finalists(kernel)
         assert {record.variant for record in found} == {record.variant for record in told if record.kernel == kernel}
         assert len(found) > 1
         assert all(record.latency_s is not None and 0 < record.latency_s < 0.1 for record in found)
+        assert {record.look for record in found} == {Look.IN_PLACE}
+    assert not contested(fused, store)
+
+
+def test_what_was_not_asked_again_does_not_win_by_what_it_took_alone(
+    session: Session, store: Store, tmp_path: Path
+) -> None:
+    fused, told = settled(session, store, tmp_path, (1e-12, 1.2e-12, 1.6e-12))  # in place all take longer
+    for kernel in fused.kernels:
+        first, second, *_ = [record.variant for record in told if record.kernel == kernel]
+        assert {record.variant for record in store.finalists(kernel)} == {first, second}
 
 
 def test_a_variant_that_computes_something_else_is_no_finalist_however_fast(session: Session, store: Store) -> None:
@@ -377,18 +394,56 @@ def test_a_variant_that_computes_something_else_is_no_finalist_however_fast(sess
 
 
 def test_a_hopeless_finalist_is_not_asked_again(session: Session, store: Store, tmp_path: Path) -> None:
-    fused = prepare(MODEL, session.device, 1)
-    with Tuner(session, store) as tuner:
-        tuner.tune(fused.kernels)
-    told = [
-        replace(record, latency_s=10.0**place)
-        for kernel in fused.kernels
-        for place, record in enumerate(store.finalists(kernel))
-    ]
-    store.put(told)
-    paths = (tmp_path / f"{i}.so" for i in range(10))
-    with ObjectFiles(tmp_path) as objects:
-        settle(fused, fused.kernels, store, session, partial(next, paths), objects)
+    fused, told = settled(session, store, tmp_path, (1.0, 10.0, 100.0))
     assert [store.finalists(kernel) for kernel in fused.kernels] == [
         [record for record in told if record.kernel == kernel] for kernel in fused.kernels
     ]
+
+
+def test_kernels_that_were_tuned_before_are_settled_in_the_first_model_that_holds_them(
+    session: Session, tmp_path: Path
+) -> None:
+    model = residual_model()
+    with Workbench(session, store=tmp_path / "tuning.sqlite") as workbench:
+        fused = prepare(model.proto, session.device, 1)
+        workbench._tuner.tune(fused.kernels)  # for operators alone, or a run was killed then
+        assert contested(fused, workbench._store)
+        workbench.build(model, tmp_path / "model.so")
+        assert not contested(fused, workbench._store)
+
+
+def test_operators_are_not_to_blame_for_a_missing_linker(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site,) = sites_named(residual_model(), "r1")
+    with Workbench(session, store=tmp_path / "tuning.sqlite") as workbench:
+        monkeypatch.setenv("CXX", str(tmp_path / "no such compiler"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(ConfigError, match="no C\\+\\+ compiler links"):
+            workbench.measure_operators([(site.operator, site.weights)] * 2)
+
+
+def test_of_two_models_the_adapted_one_may_fail(session: Session, tmp_path: Path) -> None:
+    model, proto = residual_model(), onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.graph.node[0].op_type = "NoSuchOperator"
+    with Workbench(session, store=tmp_path / "tuning.sqlite") as workbench:
+        failed = workbench.measure_beside(model, replace(model, proto=proto))
+        assert isinstance(failed, Rejection)
+        assert "NoSuchOperator" in failed.reason
+        with pytest.raises(ModelImportError):
+            workbench.measure_beside(replace(model, proto=proto), model)
+        timed = workbench.measure_beside(model, model)
+        assert not isinstance(timed, Rejection)
+        assert all(latency.ok for latency in timed)
+        assert not list(Path(workbench._folder.name).glob("*.so"))
+
+
+def test_a_kernel_that_failed_for_another_process_is_tried_again_once(session: Session, store: Store) -> None:
+    kernels = {"doubling": (doubling, frozenset[int]())}
+    store.put([Record("doubling", "seed=1", None, "no room", Look.FIRST, "2026-01-01T00:00:00")])
+    with Tuner(session, store) as tuner:
+        assert tuner.unknown(kernels) == kernels
+        tuner.tune(kernels)
+        assert store.best("doubling")
+        assert not tuner.unknown(kernels)

@@ -1,5 +1,7 @@
 """Cutting, training and judging replacements inside a small residual model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from example_models import in_onnx_runtime
 from example_search import INPUTS, QUICK, outputs_of, residual_model, sites_named, task_for
 
 from gos_adapt.finetune import adapted as adapted_module
+from gos_adapt.finetune import distil
 from gos_adapt.finetune.adapted import AdaptedModel, CutSamples, cut
 from gos_adapt.finetune.capture import capture
 from gos_adapt.finetune.distil import AccuracyJudge, Training, prepare_lessons, score, train
@@ -144,3 +147,16 @@ def test_judging_trains_only_where_it_can_change_the_verdict(model, task, lesson
     trained = AccuracyJudge(model, sites, lessons, original, training=training, fitting=QUICK, hopeless=1.1)
     untrained = AccuracyJudge(model, sites, lessons, original, training=training, fitting=QUICK, hopeless=0.0)
     assert trained(operator, weights).drop < untrained(operator, weights).drop
+
+
+def test_a_glance_compares_with_the_original_on_the_same_samples(model, task, lessons, monkeypatch):
+    """The first samples may be harder than all: here the original has none of them right, and all others."""
+    monkeypatch.setattr(distil, "GLANCE", 32)
+    targets = (task.selection.targets + (np.arange(task.selection.n) < distil.GLANCE)) % 3
+    harder = replace(task, selection=replace(task.selection, targets=targets))
+    (site,) = sites_named(model, "r1")
+    original = score(model, harder.selection, task.metric)
+    judge = AccuracyJudge(model, [site], replace(lessons, task=harder), original, fitting=QUICK)
+    itself = [TorchOperator(site.operator, site.weights)]
+    assert judge._judgement(itself, at_a_glance=True).score == 0.0
+    assert judge._judgement(itself, at_a_glance=True).drop == judge._judgement(itself).drop == 0.0

@@ -181,3 +181,9 @@ def test_overlapping_unknown_and_ill_shaped_replacements_are_refused():
         splice(model, [Replacement("nowhere", site(model, "r1").operator, ())])
     with pytest.raises(ValueError, match=r"r1 maps \(4, 6, 6\) to \(4, 6, 6\), its replacement"):
         splice(model, [Replacement("r1", operator("v0 = input 4x6x6\nv1 = flatten(v0)"), ())])
+
+
+def test_the_order_in_which_replacements_are_given_means_nothing():
+    model = residual_model()
+    given = [own(site(model, name)) for name in ("r0", "r1", "y")]
+    assert splice(model, given).proto == splice(model, given[::-1]).proto

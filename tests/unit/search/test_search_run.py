@@ -93,6 +93,17 @@ def test_same_seed_gives_the_same_evaluations_and_the_same_choice(model, whole, 
     assert choose(front.best).candidate.operator.key == choose(whole[0].best).candidate.operator.key
 
 
+def test_of_several_that_are_faster_the_fastest_beside_its_original_is_chosen(whole):
+    def timed(candidate, own_s, original_s):
+        latencies = (Measurement((seconds,) * 3, CONDITIONS) for seconds in (own_s, original_s))
+        return replace(Outcome(candidate, 1), **dict(zip(("latency", "original_latency"), latencies, strict=True)))
+
+    one, two, three, four = (outcome.candidate for outcome in whole[0].outcomes[:4])
+    outcomes = [timed(one, 8.0, 9.0), timed(two, 6.0, 10.0), timed(three, 5.0, 6.0), Outcome(four, 1)]
+    assert choose(outcomes).candidate is two
+    assert choose([timed(one, 9.0, 8.0)]) is None
+
+
 @pytest.mark.parametrize("finished", [0, 1, 3])
 def test_a_cut_search_resumes_without_repeating_a_judgement_and_ends_the_same(model, whole, tmp_path, finished):
     cut, before = run(model, tmp_path, judge_limit=finished)

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 from gos_adapt.errors import ConfigError
-from gos_adapt.tuning import Record, Store, store
+from gos_adapt.tuning import Look, Record, Store, store
 
 ROOT = Path(__file__).parents[3]
 
 
 def record(kernel: str = "k", variant: str = "v", latency_s: float | None = 1e-6, **more: Any) -> Record:
-    fields = {"error": None if latency_s else "it crashed", "final": bool(latency_s), "date": "2026-01-01T00:00:00"}
+    fields = {
+        "error": None if latency_s else "it crashed",
+        "look": Look.LAST if latency_s else Look.FIRST,
+        "date": "2026-01-01T00:00:00",
+    }
     return Record(kernel, variant, latency_s, **fields | more)
 
 
@@ -37,7 +41,7 @@ def test_trials_are_found_again_by_another_store_on_the_same_file(tmp_path: Path
 def test_the_best_is_the_fastest_of_the_last_look(tmp_path: Path) -> None:
     with opened(tmp_path) as kept:
         kept.put([
-            record(variant="lucky", latency_s=1e-6, final=False),
+            record(variant="lucky", latency_s=1e-6, look=Look.FIRST),
             record(variant="slower", latency_s=3e-6),
             record(variant="fastest", latency_s=2e-6),
             record(variant="crashed", latency_s=None),
@@ -47,11 +51,19 @@ def test_the_best_is_the_fastest_of_the_last_look(tmp_path: Path) -> None:
         assert best.variant == "fastest"
 
 
-def test_a_kernel_that_only_failed_is_known_and_has_no_best(tmp_path: Path) -> None:
+def test_what_was_timed_in_a_model_comes_before_all_that_was_timed_alone(tmp_path: Path) -> None:
     with opened(tmp_path) as kept:
-        assert not kept.known("k")
+        kept.put([
+            record(variant="alone", latency_s=1e-6),
+            record(variant="slower", latency_s=3e-6, look=Look.IN_PLACE),
+            record(variant="fastest", latency_s=2e-6, look=Look.IN_PLACE),
+        ])  # fmt: skip
+        assert [found.variant for found in kept.finalists("k")] == ["fastest", "slower"]
+
+
+def test_a_kernel_that_only_failed_has_no_best(tmp_path: Path) -> None:
+    with opened(tmp_path) as kept:
         kept.put([record(latency_s=None)])
-        assert kept.known("k")
         assert kept.best("k") is None
 
 
@@ -66,7 +78,7 @@ def test_a_trial_measured_again_replaces_the_one_before(tmp_path: Path) -> None:
 def test_trials_of_another_device_or_of_other_schedules_are_never_seen(tmp_path: Path, other: dict[str, str]) -> None:
     with opened(tmp_path) as mine, opened(tmp_path, **other) as theirs:
         theirs.put([record(latency_s=1e-9)])
-        assert (mine.trials("k"), mine.best("k"), mine.known("k")) == ([], None, False)
+        assert (mine.trials("k"), mine.best("k")) == ([], None)
         mine.put([record(latency_s=1e-3)])
         assert theirs.best("k") == record(latency_s=1e-9)
 
@@ -136,7 +148,7 @@ def test_what_cannot_be_a_store_is_one_line_that_names_it(tmp_path: Path, name: 
         path = tmp_path / "file" / "tuning.sqlite"
     else:
         with sqlite3.connect(path) as connection:
-            connection.execute("create table trials (something text)")
+            connection.execute("create table variants (something text)")
         connection.close()
     with pytest.raises(ConfigError) as caught:
         Store(path, "board", "1")
