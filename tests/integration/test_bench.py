@@ -97,6 +97,20 @@ def test_the_table_has_a_row_for_each_contender_and_kernel(model: Path, capfd: p
     assert "measured on host with" in out
 
 
+def test_two_outputs_that_are_one_tensor_are_both_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[1, 1]),
+        helper.make_node("Identity", ["a"], ["y"]),
+        helper.make_node("Identity", ["a"], ["z"]),
+    ]
+    onnx.save(graph(nodes, (1, 8, 4, 4), {"w": random(8, 8, 1, 1)}, {"y": 4, "z": 4}), tmp_path / "twice.onnx")
+    code, out, _ = bench(capfd, tmp_path / "twice.onnx", "--json")
+    assert code == 0
+    for contender in json.loads(out)["contenders"].values():
+        assert contender["latency"]["n"] > 0
+        assert contender["deviation"] < 1
+
+
 def test_a_run_has_its_original_and_adapted_model(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
