@@ -23,7 +23,7 @@ from gos_adapt.finetune.capture import Activations, sample_limit
 from gos_adapt.finetune.fit import DEFAULT, THOROUGH, FitSettings, fit
 from gos_adapt.finetune.learnt_output import learnt_output
 from gos_adapt.operators.torch_form import TorchOperator
-from gos_adapt.search.candidate import Judgement
+from gos_adapt.search.candidate import NO_NUMBER, Judgement
 from gos_adapt.task import Score
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class AccuracyJudge:
         original = self._original_at_a_glance if at_a_glance else self._original_score.value
         weights = tuple(operators[self._order.index(k)].weights() for k in range(len(operators)))
         if not np.isfinite(value):
-            return Judgement(None, float(np.finfo(np.float32).max), weights)
+            return Judgement(None, NO_NUMBER, weights)
         return Judgement(value, task.metric.drop(original, value), weights)
 
     @cached_property

@@ -14,7 +14,7 @@ import torch
 from gos_adapt.finetune.capture import Activations, capture
 from gos_adapt.finetune.fit import DEFAULT, FitSettings, fit, run
 from gos_adapt.operators.torch_form import TorchOperator
-from gos_adapt.search.candidate import Judgement
+from gos_adapt.search.candidate import NO_NUMBER, Judgement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,4 +67,4 @@ def _deviation(candidate: TorchOperator, teacher: TorchOperator, inputs: torch.T
     wanted = run(teacher, inputs)
     difference = (run(candidate, inputs) - wanted).abs().max()
     deviation = float(difference / wanted.abs().max().clamp(min=1e-12))
-    return deviation if np.isfinite(deviation) else float(np.finfo(np.float32).max)
+    return deviation if np.isfinite(deviation) else NO_NUMBER

@@ -14,7 +14,7 @@ from gos_adapt.finetune.distil import fit_in_order
 from gos_adapt.finetune.fit import CLOSED_FORM
 from gos_adapt.finetune.learnt_output import learnt_output
 from gos_adapt.finetune.precision import mixed_precision
-from gos_adapt.search.candidate import Judgement
+from gos_adapt.search.candidate import NO_NUMBER, Judgement
 
 if TYPE_CHECKING:
     from gos_adapt.finetune.distil import Lessons
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 SAMPLES, MIN_SAMPLES = 256, 64
 """At most, and where a site has positions enough for its regression. The 72 relatives of ResNet-20's branches had, on
 64, the rank correlation 0.98 with what they lost on 256 after steps of Adam, at a sixth of the time."""
-
-
-NO_NUMBER = float(np.finfo(np.float32).max)
-"""The loss of what computes infinity or no number."""
 
 
 class LossJudge:

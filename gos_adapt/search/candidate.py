@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from gos_adapt.model.model import Array
     from gos_adapt.operators.graph import OperatorGraph
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 ORIGINAL = "original"
 """The level of the operator that is there already."""
+NO_NUMBER = float(np.finfo(np.float32).max)
+"""What is lost by what computes infinity or no number."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ import numpy as np
 from gos_adapt.finetune.distil import AccuracyJudge
 from gos_adapt.finetune.equivalence import TOLERANCE, EquivalenceJudge
 from gos_adapt.model.model import Replacement
-from gos_adapt.model.sites import find_sites, overlaps
+from gos_adapt.model.sites import overlaps
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Memory, Selection, SiteCost, amdahl_bound, select
 from gos_adapt.search.objectives.latency import latency_change_s
@@ -59,7 +59,6 @@ class Iterative(Setting):
 
     def run(self) -> Adapted:
         """Adapt; return what was done."""
-        original_sites = find_sites(self.model)
         (profile,) = self.profiles("original", self.model)
         goal_s = self.request.goal_s(profile.whole.median_s)
         replacements: tuple[Replacement, ...] = ()
@@ -87,11 +86,11 @@ class Iterative(Setting):
             (profile,) = self.profiles(f"after step {len(steps)}", current)
         if self.request.train_all and self.task is not None and replacements:
             recovered = self.recover(replacements, "all", train_all=True, steps=self.passes(PASSES))
-            if self.drop(recovered.score) < self.request.epsilon:
+            if self.keeps_accuracy(recovered):
                 current, replacements = recovered.model, recovered.replacements
                 self.keep(current, replacements)
         self.folder.journal.mark()  # a process that goes on from here knows how long this one searched
-        return Adapted(current, replacements, tuple(steps), original_sites, selection)
+        return Adapted(current, replacements, tuple(steps), self.sites, selection)
 
     def _stop(
         self,
@@ -200,8 +199,7 @@ class Iterative(Setting):
         if self.task is None or outcome.judgement.drop < RECOVER_ABOVE * self.request.epsilon:
             return replacements
         recovered = self.recover(replacements, str(number), steps=RECOVERY_STEPS)
-        # outputs nearer to the original's may still cost more of the metric
-        return recovered.replacements if self.drop(recovered.score) < self.request.epsilon else replacements
+        return recovered.replacements if self.keeps_accuracy(recovered) else replacements
 
     def _announce(self, replacements: Sequence[Replacement], step: Step) -> None:
         outcome = next(iter(step.chosen.values()))

@@ -34,7 +34,6 @@ from gos_adapt.finetune.distil import fit_in_order
 from gos_adapt.finetune.fit import DEFAULT, LONG, FitSettings
 from gos_adapt.finetune.loss import SAMPLES, LossJudge
 from gos_adapt.finetune.recovery import with_retrained
-from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Selection, amdahl_bound
 from gos_adapt.run_folder import arrays_file
@@ -124,7 +123,6 @@ class Joint(Setting):
 
     def run(self) -> Adapted:
         """Adapt; return what was done."""
-        sites = find_sites(self.model)
         (profile,) = self.profiles("original", self.model)
         steps = self._search_all(profile)
         table = Table(self, steps, profile)
@@ -141,8 +139,8 @@ class Joint(Setting):
                 replace(step, chosen={name: row.outcome for name, row in by_site.items() if row.step is step})
                 for step in steps
             ),
-            sites=sites,
-            selection=Selection((), _reasons(sites, steps), 1.0),
+            sites=self.sites,
+            selection=Selection((), _reasons(self.sites, steps), 1.0),
             notes=notes,
         )
 
@@ -280,9 +278,8 @@ class Joint(Setting):
             if tuple(sets) not in raced:  # what reaches one rung may reach the next as well
                 raced[tuple(sets)] = self._race(sets, name, plan, plan.seconds, PASSES / 4)
             chosen, trial = raced[tuple(sets)]
-            lost = self.drop(trial.score)
-            self.progress.note(f"{ladder[rungs - 1]}x: {lost:.4f} lost after a short recovery")
-            if lost < self.request.epsilon:
+            self.progress.note(f"{ladder[rungs - 1]}x: {self.drop(trial.score):.4f} lost after a short recovery")
+            if self.keeps_accuracy(trial):
                 best, low = (chosen, trial), rungs
                 self.keep(trial.model, trial.replacements)
             else:
@@ -292,8 +289,7 @@ class Joint(Setting):
             return (), None, (f"No set of replacements {why}.",)
         chosen, trial = best
         final = self._recovered(trial.replacements, "fastest", math.inf, PASSES)
-        # outputs nearer to the original's may still cost more of the metric
-        return chosen, final if self.drop(final.score) < self.request.epsilon else trial, ()
+        return chosen, final if self.keeps_accuracy(final) else trial, ()
 
     def _planned(self, name: str, seconds: float) -> _Race:
         """What a race of so long can afford; decided once, so that a run that was killed goes on with the same."""
@@ -391,9 +387,9 @@ class Joint(Setting):
         assert self.task is not None
         ordered = self._ordered(chosen)
         names = {replacement.site for replacement in ordered}
-        adapted = AdaptedModel(self.model, [site for site in find_sites(self.model) if site.name in names])
+        adapted = AdaptedModel(self.model, [site for site in self.sites if site.name in names])
         # what runs between the replaced sites is computed of all samples at once, too
-        sizes = (math.prod(site.input_shape) + math.prod(site.output_shape) for site in find_sites(self.model))
+        sizes = (math.prod(site.input_shape) + math.prod(site.output_shape) for site in self.sites)
         largest = 4 * max(sizes)
         samples, _ = self.task.training.part(slice(0, min(n, max(MIN_SAMPLES, RACE_BYTES // largest)))).arrays()
         with torch.no_grad():
@@ -408,7 +404,7 @@ class Joint(Setting):
         if self.request.train_all:
             replacements = with_retrained(self.model, replacements)
         by_site = {replacement.site: replacement for replacement in replacements}
-        return tuple(by_site[site.name] for site in find_sites(self.model) if site.name in by_site)
+        return tuple(by_site[site.name] for site in self.sites if site.name in by_site)
 
 
 def _heat_share(runners: int, heat: int) -> float:

@@ -160,6 +160,11 @@ class Setting:
         self.time_left, self.keep = time_left, keep
 
     @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Of the original."""
+        return find_sites(self.model)
+
+    @cached_property
     def model_key(self) -> str:
         """Content hash of the original's graph."""
         return graph_key(self.model)
@@ -194,7 +199,7 @@ class Setting:
         """
         if [spec.dtype for spec in self.model.inputs] != ["float32"]:
             return ()
-        known = {site.name: site.nodes for site in find_sites(self.model)}
+        known = {site.name: site.nodes for site in self.sites}
         return tuple(site for site in find_sites(current) if known.get(site.name) == site.nodes)
 
     def context(
@@ -351,6 +356,10 @@ class Setting:
         assert self.task is not None
         lost = self.task.metric.drop(self.original_score.value, score.value)
         return math.inf if math.isnan(lost) else lost
+
+    def keeps_accuracy(self, recovered: Recovered) -> bool:
+        """Whether a recovery costs less than epsilon: outputs nearer to the original's may cost more of the metric."""
+        return self.drop(recovered.score) < self.request.epsilon
 
 
 class _Clock:

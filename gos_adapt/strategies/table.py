@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gos_adapt.cost.measured import ratio_in_turns
 from gos_adapt.errors import Rejection
-from gos_adapt.finetune.loss import NO_NUMBER, LossJudge
+from gos_adapt.finetune.loss import LossJudge
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.hints import is_hinted
 from gos_adapt.quantities import Measurement
-from gos_adapt.search.candidate import Judgement
+from gos_adapt.search.candidate import NO_NUMBER, Judgement
 from gos_adapt.search.search import is_faster
 from gos_adapt.strategies.programme import MeasuredSet, Option, cheapest_set, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key

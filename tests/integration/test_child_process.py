@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 from compiling import graph, random
 from hostile_models import small_model
 from onnx import helper
+from processes import gone
 
 from device_targets import host
 from device_targets.session import Session
@@ -87,12 +86,3 @@ def test_a_builder_that_is_stopped_takes_its_linker_with_it(tmp_path: Path, monk
         (library,) = pool.build({"one": trial()})
     assert library.refused == {"one": "building it killed the compiler, or did not end"}
     assert gone(int((tmp_path / "pid").read_text()))
-
-
-def gone(pid: int, within_s: float = 20) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.1)
-    return False

@@ -2,13 +2,13 @@
 
 import math
 import shutil
-from contextlib import contextmanager
 from functools import partial
 
+import example_strategies
 import numpy as np
 import pytest
-from example_models import normal
-from example_search import residual_model, task_for
+from example_search import residual_model
+from example_strategies import INPUTS
 
 from device_targets import DEVICES
 from device_targets.session import Session
@@ -16,8 +16,6 @@ from gos_adapt.finetune.distil import AccuracyJudge, Training
 from gos_adapt.finetune.fit import FitSettings
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
-from gos_adapt.progress import Silent
-from gos_adapt.run_folder import RunFolder
 from gos_adapt.search.cascade import Settings
 from gos_adapt.strategies import iterative
 from gos_adapt.strategies.iterative import Iterative
@@ -25,7 +23,6 @@ from gos_adapt.strategies.setting import Request
 from gos_adapt.workbench import Workbench
 
 pytestmark = pytest.mark.rpc
-INPUTS = normal(384, 3, 24, 24, seed=6)  # large enough that a replacement saves more than the noise
 SETTINGS = Settings(generations=1, population=8, offspring=4, measurements=8, judgements=2, max_fit_error=0.9)
 
 
@@ -51,20 +48,9 @@ def model():
     return residual_model(32, INPUTS)
 
 
-@contextmanager
 def opened(model, workbench, path, kept, *, seconds=math.inf, **options):
     request = Request(seed=0, settings=SETTINGS, **{"epsilon": 0.5, "max_sites": 2, "group_limit": 1, **options})
-    with RunFolder.open(path, {"test": "iterative"}, "resume") as folder:
-        yield Iterative(
-            model,
-            task_for(model, INPUTS),
-            request,
-            workbench,
-            folder,
-            Silent(),
-            lambda: seconds,
-            lambda adapted, replacements: kept.append((adapted, replacements)),
-        )
+    return example_strategies.opened(Iterative, model, workbench, path, kept, request, seconds=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +67,7 @@ def test_one_site_after_the_other_is_replaced(finished, model):
     assert len(chosen) == len(set(chosen)) > 1
     replaced = {r.site for r in adapted.replacements if not r.retrained}
     assert replaced == set(chosen)
-    assert [len([r for r in own if not r.retrained]) for _, own in kept][: len(chosen)] == list(
-        range(1, len(chosen) + 1)
-    )
+    assert [len([r for r in own if not r.retrained]) for own in kept][: len(chosen)] == list(range(1, len(chosen) + 1))
     assert splice(model, adapted.replacements).proto == adapted.model.proto
 
 

@@ -2,25 +2,23 @@
 
 import math
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
+import example_strategies
 import numpy as np
 import pytest
-from example_models import in_onnx_runtime, normal
-from example_search import residual_model, sites_named, task_for
+from example_models import in_onnx_runtime
+from example_search import residual_model, sites_named
+from example_strategies import INPUTS
 
 from device_targets import DEVICES
 from device_targets.session import Session
-from gos_adapt.finetune.loss import NO_NUMBER
 from gos_adapt.model.model import Replacement
 from gos_adapt.model.sites import find_sites
 from gos_adapt.model.splice import splice
 from gos_adapt.operators.graph import OperatorGraph
-from gos_adapt.progress import Silent
-from gos_adapt.run_folder import RunFolder
-from gos_adapt.search.candidate import Outcome
+from gos_adapt.search.candidate import NO_NUMBER, Outcome
 from gos_adapt.search.cascade import Settings
 from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies import exchange, joint, table
@@ -28,8 +26,6 @@ from gos_adapt.strategies.joint import Joint
 from gos_adapt.strategies.setting import Request
 from gos_adapt.strategies.tuned_latency import timed_tuned
 from gos_adapt.workbench import Workbench
-
-INPUTS = normal(384, 3, 24, 24, seed=6)  # large enough that a replacement saves more than the noise
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,21 +59,10 @@ def run(model, workbench, path, *, epsilon=0.2, max_sites=None, **options):
         return strategy.run(), kept, len(strategy.folder.journal)
 
 
-@contextmanager
 def opened(model, workbench, path, kept, *, seconds=math.inf, **options):
     """The strategy in a folder, with so much time left; what it delivers is put in `kept`."""
     request = Request(seed=0, settings=Settings(population=8, offspring=8, measurements=8), **options)
-    with RunFolder.open(path, {"test": "joint"}, "resume") as folder:
-        yield Joint(
-            model,
-            task_for(model, INPUTS),
-            request,
-            workbench,
-            folder,
-            Silent(),
-            lambda: seconds,
-            lambda adapted, replacements: kept.append(replacements),
-        )
+    return example_strategies.opened(Joint, model, workbench, path, kept, request, seconds=seconds)
 
 
 def without(finished, path, *prefixes):

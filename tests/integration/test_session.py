@@ -15,6 +15,7 @@ import psutil
 import pytest
 from compiling import expected, graph, random
 from onnx import helper
+from processes import gone
 from tvm import rpc
 
 from device_targets import host
@@ -60,15 +61,6 @@ def built(session: Session, folder: Path, *functions: str) -> Built:
 def server_of(session: Session) -> psutil.Process:
     assert session._server is not None
     return psutil.Process(session._server.pid)
-
-
-def gone(pid: int, within_s: float = 20) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_model_runs_on_the_host_as_on_any_device(session: Session, tmp_path: Path) -> None:
