@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [--threads N] [--models resnet20 resnet56 ...] [--store FILE] [--json]
 
-Latencies are at batch 1, in milliseconds, of 200 samples taken in turns; a ratio is ours over ONNX Runtime's fp32. The
+Latencies are at batch 1, in milliseconds, of 600 samples taken in turns; a ratio is ours over ONNX Runtime's fp32. The
 gap is the sum of our kernels, timed in place, over the whole. Tuning counts what this run had to tune (give a new
 --store to tune everything), candidates are all that the store holds of the network's kernels, and a compile finds every
 kernel in the store. The trained networks are those of shared/data beside the repository; resnet18 and mobilenetv3_large
