@@ -239,10 +239,11 @@ def compare(
     contenders = {name: _contender(what, inputs, session) for name, what in every.items()}
     with progress.stage("benchmark", ROUNDS) as advance:
         measured = interleave(contenders, advance)
-    reference = contenders[FP32].outputs() if measured[FP32].ok else None
-    canonical = measured.pop(CANONICAL)
-    if canonical.ok and measured[FP32].ok and canonical.best_s < measured[FP32].best_s:
-        measured[FP32] = canonical
+    if opened := [name for name in (FP32, CANONICAL) if measured[name].ok]:
+        contenders[FP32] = contenders[opened[0]]
+        measured[FP32] = min((measured[name] for name in opened), key=lambda latency: latency.best_s)
+    del measured[CANONICAL]
+    reference = contenders[FP32].outputs() if opened else None
     return {
         name: Entry(latency, _deviation(contenders[name], reference) if latency.ok else None)
         for name, latency in measured.items()

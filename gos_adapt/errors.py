@@ -4,8 +4,8 @@
     ├── ConfigError                 an option, a task file, a target name
     ├── ModelImportError            a model that cannot be read, or must not be
     │   └── UnsupportedOperatorError    read, but holds operators no compiler here takes
-    ├── DeviceError                 a device answered wrongly
-    │   └── DeviceUnreachableError      a device did not answer
+    ├── DeviceError                 a device answered wrongly: what was asked of it is at fault
+    ├── DeviceUnreachableError      a device did not answer: nothing that was asked of it is judged
     ├── RunFolderError              a run folder cannot be written or does not belong to this run
     └── VerificationError           exit code 3; the artefact is not what it should be
 
@@ -41,7 +41,7 @@ class DeviceError(AdaptError):
     """The device answered, but not as it should."""
 
 
-class DeviceUnreachableError(DeviceError):
+class DeviceUnreachableError(AdaptError):
     """The device did not answer, or stopped answering."""
 
 

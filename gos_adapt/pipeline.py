@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from gos_adapt.result import (
     Result,
 )
 from gos_adapt.run_folder import RunFolder, replace_atomic, write_atomic
+from gos_adapt.stage_times import StageTimes
 from gos_adapt.strategies import STRATEGIES, Strategy
 from gos_adapt.strategies.setting import Adapted, Request, graph_key
 from gos_adapt.summary import (
@@ -57,7 +58,7 @@ from tvm_passes.compiled import Interface
 from tvm_passes.dump_phases import dump_phases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from device_targets import Device
     from gos_adapt.config import AdaptConfig
@@ -103,7 +104,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
         Workbench(session, progress) as workbench,
     ):
         progress.note(_opening(model, device, task))
-        stages = _Stages()
+        stages = StageTimes(folder.journal)
         request = Request(
             epsilon=config.epsilon,
             max_sites=config.max_sites,
@@ -283,19 +284,6 @@ def _guessed_s(strategy: Strategy, model: Model, task: Task | None, device: Devi
     evaluate_onnx(model.original.SerializeToString(), task.calibration, task.metric, threads=device.threads)
     scored_s = (time.monotonic() - start) * task.test.n / task.calibration.n
     return PROFILED_MODELS * profiled_s + SCORED_MODELS * scored_s + FIXED_S
-
-
-class _Stages:
-    """Seconds spent in each stage by this process."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - start
 
 
 def _opening(model: Model, device: Device, task: Task | None) -> str:

@@ -346,7 +346,7 @@ class Result:
         accuracy: None when no task was given.
         parameters: Of the whole model.
         macs: Of all sites, what they share once; what no site covers is left out.
-        stages_s: Seconds spent in each stage, in order.
+        stages_s: Seconds spent in each stage by all processes of the run, in order.
         notes: What else a reader must know, one sentence each.
     """
 

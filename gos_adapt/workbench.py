@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_targets.session import LOST, Effort, Session, measure
 from gos_adapt.cache_folder import cache_folder
-from gos_adapt.errors import DeviceError, DeviceUnreachableError, ModelImportError, Rejection
+from gos_adapt.errors import DeviceError, ModelImportError, Rejection
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.operators.onnx_form import to_onnx
 from gos_adapt.profiling.in_place import RUNS, time_in_place
@@ -133,8 +133,6 @@ class Workbench:
         ready = {"original": self._ready(original)}
         try:
             ready["adapted"] = self._ready(adapted)
-        except DeviceUnreachableError:
-            raise
         except (ModelImportError, DeviceError) as failure:
             return Rejection(str(failure))
         evaluators = {
@@ -175,8 +173,6 @@ class Workbench:
             fused = prepare_functions(protos, self.device, 1)
             built = build(fused, self.device, self._path(), choose, objects=self._objects)
             library = self._load(built)
-        except DeviceUnreachableError:
-            raise
         except (ModelImportError, DeviceError) as failure:
             if len(protos) == 1:
                 (name,) = protos

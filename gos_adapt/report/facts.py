@@ -264,7 +264,7 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
         ("Frequency governor", machine.governor or "not readable"),
         ("Load at the start", "not readable" if machine.load is None else f"{machine.load:.2f}"),
         ("Date", machine.date),
-        ("Accuracy that may be lost", _tolerance(options.epsilon, result.accuracy)),
+        ("Accuracy that may be lost", _tolerance(options, result.accuracy)),
         ("Strategy", options.strategy),
         ("Asked for", _asked_for(options)),
         ("Also minimised", ", ".join(options.also_minimise) or "nothing"),
@@ -277,11 +277,15 @@ def environment(result: Result) -> tuple[tuple[str, str], ...]:
     return rows + tuple(machine.packages.items())
 
 
-def _tolerance(epsilon: float, accuracy: Accuracy | None) -> str:
+def _tolerance(options: Options, accuracy: Accuracy | None) -> str:
     """Epsilon in words: what it is compared with is relative where the metric is an error."""
     if accuracy is None:
         return "not used, because no task was given"
-    return points_text(epsilon) if accuracy.higher_is_better else f"{100 * epsilon:g} % of the error"
+    epsilon = options.epsilon
+    words = points_text(epsilon) if accuracy.higher_is_better else f"{100 * epsilon:g} % of the error"
+    if options.strategy == "global" and (options.speed_up or options.target_latency_s):
+        return f"what the latency asked for takes; more than {words} is noted"
+    return words
 
 
 def _asked_for(options: Options) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 
 import tvm_passes.schedules
 from device_targets.session import LOST, Effort, Evaluator, Library, Session, measure
-from gos_adapt.errors import DeviceError, Rejection
+from gos_adapt.errors import DeviceError, DeviceUnreachableError, Rejection
 from gos_adapt.model.random_array import random_arrays
 from gos_adapt.quantities import Measurement
 from gos_adapt.tuning.store import Look, Record, Store
@@ -189,7 +189,7 @@ class Tuner:
         others = [i for i in range(len(stored)) if i not in contest.constants]
         try:
             return self._load(library).run_kernel(name, stored, others)
-        except DeviceError as failure:
+        except (DeviceError, DeviceUnreachableError) as failure:
             self.session.ensure_alive()
             return Rejection(str(failure))
 

@@ -154,7 +154,19 @@ def test_what_may_be_lost_is_said_in_the_terms_of_the_metric() -> None:
         (error, "1 % of the error"),
         (None, "not used, because no task was given"),
     ):
-        rows = dict(facts.environment(replace(result, accuracy=accuracy)))
+        free = replace(result.options, speed_up=None, target_latency_s=None)
+        rows = dict(facts.environment(replace(result, accuracy=accuracy, options=free)))
+        assert rows["Accuracy that may be lost"] == words
+
+
+def test_a_latency_asked_for_goes_before_the_accuracy_only_where_replacements_are_chosen_together() -> None:
+    result = example_result()
+    for strategy, words in (
+        ("global", "what the latency asked for takes; more than 1 point is noted"),
+        ("iterative", "1 point"),
+    ):
+        asked = replace(result.options, strategy=strategy, speed_up=2.0)
+        rows = dict(facts.environment(replace(result, options=asked)))
         assert rows["Accuracy that may be lost"] == words
 
 
