@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Policy = Literal["resume", "fresh"]
 Identity = Mapping[str, str | int | float | bool | None]
 
-FORMAT = 6  # of everything in the folder; another value makes another run
+FORMAT = 7  # of everything in the folder; another value makes another run
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
@@ -223,6 +223,14 @@ class Journal:
         self._append(line)
         self._records[key] = json.loads(line[9:])[1]
         return self._records[key]
+
+    def clock(self, stage: str, seconds: float) -> Callable[[], float]:
+        """Return what says how many seconds of `seconds`, decided when the stage first began, are left in the run."""
+        key = f"clock:{stage}"
+        if key not in self:
+            self.put(key, [self.elapsed_s, seconds])
+        begun_s, allowed_s = self.get(key)
+        return lambda: begun_s + allowed_s - self.elapsed_s
 
     def mark(self) -> None:
         """Record the time worked so far."""

@@ -29,6 +29,9 @@ def exchanged(
 ) -> RowSet:
     """Exchange single rows of a set while that lowers its joint loss.
 
+    A set that misses the latency by a little is passed on the way to others: on ResNet-20 a way that shunned them ended
+    at a joint loss of 0.445, one over a set that missed it by 1 % at 0.275.
+
     Args:
         start: The set to begin with.
         rows: What may come in, for a row of its family.
@@ -37,14 +40,15 @@ def exchanged(
         goes_on: Whether there is time for another loss.
 
     Returns:
-        The last set that was better than the one before; `start` if there was none.
+        The set of least joint loss among those that reach it; `start` if none is better.
     """
     least_s = (1 - SLACK) * sum(row.option.saves_s for row in start)
     seen = {frozenset(start)}
-    best, best_loss, improved = start, loss(start), True
-    while improved:
-        improved = False
-        for chosen in _neighbours(best, rows, least_s):
+    best, best_loss = start, loss(start)
+    here, here_loss, moved = best, best_loss, True
+    while moved:
+        moved = False
+        for chosen in _neighbours(here, rows, least_s):
             if frozenset(chosen) in seen:
                 continue
             if not goes_on():
@@ -52,7 +56,9 @@ def exchanged(
             seen.add(frozenset(chosen))
             found = loss(chosen)
             if found < best_loss and reaches(chosen):
-                best, best_loss, improved = chosen, found, True
+                best, best_loss = chosen, found
+            if found < here_loss:
+                here, here_loss, moved = chosen, found, True
                 break
     return best
 

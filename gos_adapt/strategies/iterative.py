@@ -161,11 +161,12 @@ class Iterative(Setting):
     ) -> Step:
         names = ", ".join(site.name for site in group)
         self.progress.note(f"{group[0].kind} {names}: at most {selection.bound:.2f}x if it cost nothing")
-        time_left = self.clock(self._share())
+        time_left = self.clock(f"search {number}", self._share())
         settings = replace(self.request.settings, epsilon=self.request.epsilon if self.task else TOLERANCE)
         context = self.context(current, group, profile, partial(self._judge, current, group, time_left), time_left)
         front = self.searched(context, settings, number, f"search {number + 1} ({group[0].kind})")
-        (finalists,) = timed_tuned(self, current, [(group, front.best[:FINALISTS])], TUNE_SHARE * self.time_left())
+        tuning_left = self.clock(f"tune what search {number} found", TUNE_SHARE * self.time_left())
+        (finalists,) = timed_tuned(self, current, [(group, front.best[:FINALISTS])], tuning_left)
         chosen = choose(finalists)
         if chosen is None:
             self.progress.note("nothing both good enough and faster was found here")

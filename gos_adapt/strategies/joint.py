@@ -41,7 +41,7 @@ from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import timed
 from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies.exchange import exchanged
-from gos_adapt.strategies.setting import WORTH, Adapted, Setting, Step, graph_key
+from gos_adapt.strategies.setting import ENDLESS_S, WORTH, Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ ANY_LOSS = 1e6
 MOST_SETS = 4
 LADDER = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Speed-ups that are tried where none is asked for."""
-ENDLESS_S = 1e9
-"""Of a race without a budget: infinity is no number in a journal."""
 PASSES = 1000
 """Over the training split at most: more teach little, even mixed anew. A trial takes a quarter."""
 
@@ -153,11 +151,11 @@ class Joint(Setting):
         worth = [(*kind, bound) for kind, bound in zip(kinds, bounds, strict=True) if bound >= WORTH]
         relatives = self._relatives([group for group, *_ in worth], profile)
         waiting_s = sum(latency_s for _, latency_s, _ in worth)
-        time_left = self.clock(min(SEARCH_SHARE * self.time_left(), SEARCH_S * len(worth)))
+        time_left = self.clock("searches", min(SEARCH_SHARE * self.time_left(), SEARCH_S * len(worth)))
         steps = []
         for number, (group, latency_s, bound) in enumerate(worth):
             seconds = time_left() * latency_s / waiting_s  # what one leaves over, the others have
-            context = self._context(group, profile, self.clock(seconds))
+            context = self._context(group, profile, self.clock(f"search {number}", seconds))
             steps.append(self._search(context, bound, number, relatives[number]))
             waiting_s -= latency_s
         return steps
@@ -180,7 +178,7 @@ class Joint(Setting):
     def _relatives(self, kinds: Sequence[tuple[Site, ...]], profile: Profile) -> list[tuple[Outcome, ...]]:
         """Time the seeds of families at every kind of site, the costliest kinds first."""
         finished: list[list[str]] | None = self.folder.journal.get("relatives")
-        time_left = self.clock(RELATIVES_SHARE * self.time_left() if finished is None else 0.0)
+        time_left = self.clock("relatives", RELATIVES_SHARE * self.time_left())
         found = []
         with self.progress.stage("time relatives", len(kinds)) as advance:
             for number, group in enumerate(kinds):
@@ -230,7 +228,7 @@ class Joint(Setting):
         """Improve a set by the loss of all replacements together, with all that stays fitted."""
         journal, key = self.folder.journal, f"exchanged:{goal_s!r}:{self._set_key(start)}"
         if key not in journal:
-            time_left = self.clock(seconds)
+            time_left = self.clock(key, seconds)
             losses: list[float] = []
 
             def loss(rows: RowSet) -> float:
@@ -329,9 +327,7 @@ class Joint(Setting):
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
-        begun = f"begun:{name}"
-        if begun not in self.folder.journal:
-            self.folder.journal.put(begun, self.folder.journal.elapsed_s)
+        time_left = self.clock(f"race {name}", seconds)
         fitted = {number: self._fitted(rows, plan.fitting) for number, rows in enumerate(sets)}
         losses = {number: self._teacher.loss(splice(self.model, own)) for number, own in fitted.items()}
         self._say(sets, losses, "fitted")
@@ -356,8 +352,7 @@ class Joint(Setting):
             runners = {number: results[number].replacements for number in ranked[: (len(ranked) + 1) // 2]}
             heat += 1
         ((number, replacements),) = runners.items()
-        seconds_left = seconds - (self.folder.journal.elapsed_s - self.folder.journal.get(begun))
-        return sets[number], self._recovered(replacements, name, max(0.0, seconds_left), passes)
+        return sets[number], self._recovered(replacements, name, max(0.0, time_left()), passes)
 
     def _say(self, sets: Sequence[RowSet], losses: Mapping[int, float], when: str) -> None:
         for number, loss in losses.items():

@@ -61,6 +61,8 @@ SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_err
 """For minutes on two cores: the thesis breeds 50 generations in an hour on a GPU."""
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best; less cannot be told from noise."""
+ENDLESS_S = 1e9
+"""What a run without a budget may take: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -282,10 +284,11 @@ class Setting:
             replacements = with_retrained(self.model, replacements)
         key = f"recovered:{name}:{graph_key(splice(self.model, replacements))}"
         file, unfinished = arrays_file("recovered", key), arrays_file("recovering", key)
+        time_left = self.clock(key, seconds)
         if key not in self.folder.journal:
             state = self.folder.load_arrays(unfinished)
             start = float(state["share"]) if state else 0.0
-            clock = _Clock(min(seconds * (1 - start), self.time_left()), steps, start)
+            clock = _Clock(time_left(), steps, start)
 
             def keep(state: State) -> None:
                 arrays = {**state, "share": np.array(clock.share(int(state[STEPS])))}
@@ -324,10 +327,10 @@ class Setting:
         seconds: float = self.folder.journal.get("step")
         return seconds
 
-    def clock(self, seconds: float) -> Callable[[], float]:
-        """Seconds left of a stage; 0 for one that is finished repeats it as it was."""
-        end = time.monotonic() + seconds
-        return lambda: min(self.time_left(), end - time.monotonic())
+    def clock(self, stage: str, seconds: float) -> Callable[[], float]:
+        """Seconds left of a stage, also of the run; see `Journal.clock`."""
+        stage_left = self.folder.journal.clock(stage, min(seconds, ENDLESS_S))
+        return lambda: min(self.time_left(), stage_left())
 
     @cached_property
     def _teacher(self) -> Teacher:

@@ -138,7 +138,8 @@ class Table:
         setting, saving_s = self._setting, self._profile.whole.median_s - goal_s
         if saving_s <= 0:
             return [], ("The latency that was asked for is that of the original, or more.",)
-        key, time_left = f"sets:{goal_s!r}:{count}", setting.clock(seconds)
+        key = f"sets:{goal_s!r}:{count}"
+        time_left = setting.clock(key, seconds)
         finished: int | None = setting.folder.journal.get(key)
         reached: list[RowSet] = []
         timed: list[tuple[MeasuredSet, RowSet]] = []
@@ -195,8 +196,8 @@ class Table:
         """For each kind of site the operators of families and up to `KEPT` of the front, spread over it, if faster."""
         kept = [_named(step) for step in steps]
         contests = [(step.sites, [one.outcome for one in own]) for step, own in zip(steps, kept, strict=True)]
-        seconds = TUNE_SHARE * self._setting.time_left()
-        timed = timed_tuned(self._setting, self._setting.model, contests, seconds)
+        time_left = self._setting.clock("tune what was found", TUNE_SHARE * self._setting.time_left())
+        timed = timed_tuned(self._setting, self._setting.model, contests, time_left)
         return [
             [replace(one, outcome=outcome) for one, outcome in zip(own, outcomes, strict=True) if is_faster(outcome)]
             for own, outcomes in zip(kept, timed, strict=True)
@@ -205,8 +206,7 @@ class Table:
     def _rows(self, kept: Sequence[Sequence[_Kept]]) -> RowSet:
         """The operators at every site of their kind, but for those whose loss was not computed in time."""
         setting = self._setting
-        finished = setting.folder.journal.get("table")
-        time_left = setting.clock(LOSS_SHARE * setting.time_left() if finished is None else 0.0)
+        time_left = setting.clock("table", LOSS_SHARE * setting.time_left())
         rows = []
         total = sum(len(one.step.sites) for own in kept for one in own)
         with setting.progress.stage("what every replacement costs", total) as advance:
@@ -215,8 +215,6 @@ class Table:
                     row = self._row(one, k, time_left)
                     rows += [row] if row else []
                     advance()
-        if finished is None:
-            setting.folder.journal.put("table", True)
         if len(rows) < total:
             setting.progress.note(f"{total - len(rows)} of {total} replacements are left out: no time to fit them")
         return tuple(row for row in rows if row.option.loss < NO_NUMBER)

@@ -13,7 +13,7 @@ from gos_adapt.quantities import Measurement
 from gos_adapt.strategies.setting import graph_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from gos_adapt.model.model import Array, Model, Site
     from gos_adapt.operators.graph import OperatorGraph
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def timed_tuned(setting: Setting, model: Model, contests: Sequence[Contest], seconds: float) -> list[list[Outcome]]:
+def timed_tuned(
+    setting: Setting, model: Model, contests: Sequence[Contest], time_left: Callable[[], float]
+) -> list[list[Outcome]]:
     """Give outcomes the latencies on tuned schedules; those that are not reached in time keep the ones they have.
 
     The originals come first, then the first operator of every contest before any second.
@@ -36,20 +38,22 @@ def timed_tuned(setting: Setting, model: Model, contests: Sequence[Contest], sec
         setting: The device and the run.
         model: The sites' model.
         contests: What to time.
-        seconds: After which no other operator is tuned.
+        time_left: Seconds; at 0 no other operator is tuned.
     """
     journal = setting.folder.journal
     waiting = [contest for contest in contests if contest[1] and _key(model, contest) not in journal]
     if waiting:
-        found = _tuned_and_timed(setting, [_operators(contest) for contest in waiting], seconds)
+        found = _tuned_and_timed(setting, [_operators(contest) for contest in waiting], time_left)
         for contest, latencies in zip(waiting, found, strict=True):
             journal.put(_key(model, contest), [latency.to_json() for latency in latencies])
     return [_with_latencies(outcomes, journal.get(_key(model, (sites, outcomes)))) for sites, outcomes in contests]
 
 
-def _tuned_and_timed(setting: Setting, groups: Sequence[Sequence[Operator]], seconds: float) -> list[list[Measurement]]:
+def _tuned_and_timed(
+    setting: Setting, groups: Sequence[Sequence[Operator]], time_left: Callable[[], float]
+) -> list[list[Measurement]]:
     """For each group of operators the latencies of as many, from the first on, as could be tuned; none of one alone."""
-    workbench, time_left = setting.workbench, setting.clock(seconds)
+    workbench = setting.workbench
     tuned = [0] * len(groups)
     with setting.progress.stage("tune what was found", sum(map(len, groups))) as advance:
         for number, operator in in_turn(groups):

@@ -338,12 +338,12 @@ def test_operators_are_timed_on_tuned_schedules_as_far_as_the_time_goes(model, w
     group = sites_named(model, "o1", "o2")
     outcomes = [Outcome(seed, 2) for seed in seed_candidates(group) if seed.family][:2]
     with opened(model, workbench, tmp_path / "run", [], epsilon=0.1, max_sites=None) as strategy:
-        assert timed_tuned(strategy, model, [(group, ())], math.inf) == [[]]
+        assert timed_tuned(strategy, model, [(group, ())], strategy.time_left) == [[]]
         assert len(strategy.folder.journal) == 0
-        (timed,) = timed_tuned(strategy, model, [(group, outcomes)], math.inf)
+        (timed,) = timed_tuned(strategy, model, [(group, outcomes)], strategy.time_left)
         assert [o.candidate for o in timed] == [o.candidate for o in outcomes]
         assert all(outcome.latency.ok and outcome.original_latency.ok for outcome in timed)
-        (again,) = timed_tuned(strategy, model, [(group, outcomes)], 0.0)
+        (again,) = timed_tuned(strategy, model, [(group, outcomes)], lambda: 0.0)
         assert [o.latency for o in again] == [o.latency for o in timed]  # as it was found before
-        (late,) = timed_tuned(strategy, model, [(group, outcomes[:1])], 0.0)
+        (late,) = timed_tuned(strategy, model, [(group, outcomes[:1])], lambda: 0.0)
         assert late == outcomes[:1]

@@ -152,6 +152,17 @@ def test_elapsed_time_adds_up_over_processes(tmp_path: Path) -> None:
         assert len(journal) == 0
 
 
+def test_a_stage_has_no_more_time_for_being_killed(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / JOURNAL)) as journal:
+        left = journal.clock("search", 100.0)
+        time.sleep(0.05)
+        journal.mark()
+        assert left() <= 99.95
+    with closing(Journal(tmp_path / JOURNAL)) as journal:
+        assert journal.clock("search", 1000.0)() <= 99.95
+        assert journal.clock("recovery", 1000.0)() > 900.0
+
+
 WRITER = """
 import sys
 from pathlib import Path

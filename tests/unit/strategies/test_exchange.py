@@ -59,6 +59,19 @@ def test_a_set_that_misses_the_latency_is_not_taken():
     assert names(best) == {"s1"}
 
 
+def test_a_set_that_misses_the_latency_is_passed_on_the_way():
+    given = rows(1, 2, 3, 4)
+    joint = {frozenset({"s0", "s1"}): 5, frozenset({"s0", "s2"}): 3, frozenset({"s2", "s3"}): 1}
+    best = exchanged(
+        (given[0], given[1]),
+        given,
+        lambda chosen: joint.get(frozenset(names(chosen)), 9),
+        lambda chosen: names(chosen) != {"s0", "s2"},
+        lambda: True,
+    )
+    assert names(best) == {"s2", "s3"}
+
+
 def test_what_saves_less_or_covers_the_same_or_is_of_another_family_is_not_tried():
     given = [*rows(1, 2), *rows(0, 0, 0, saves_s=0.5)[2:]]
     inside = Choice(Place("inside"), Option(frozenset({"n1"}), 1.0, 0.0))
