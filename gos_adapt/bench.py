@@ -225,8 +225,8 @@ def compare(
 ) -> dict[str, Entry]:
     """Time a model in ONNX Runtime fp32 and others that take the same inputs, in turns, batch 1, on equal threads.
 
-    ONNX Runtime gets the model as it was given and in canonical form, and counts as the faster of the two: where batch
-    normalisation was left apart, as in exports from torch, the model as given takes up to three times as long.
+    ONNX Runtime gets the model as it was given and in canonical form, and counts as the faster of those that run: where
+    batch normalisation was left apart, as in exports from torch, the model as given takes up to three times as long.
 
     Args:
         model: The original.
@@ -239,11 +239,11 @@ def compare(
     contenders = {name: _contender(what, inputs, session) for name, what in every.items()}
     with progress.stage("benchmark", ROUNDS) as advance:
         measured = interleave(contenders, advance)
-    if opened := [name for name in (FP32, CANONICAL) if measured[name].ok]:
-        contenders[FP32] = contenders[opened[0]]
-        measured[FP32] = min((measured[name] for name in opened), key=lambda latency: latency.best_s)
+    if ran := [name for name in (FP32, CANONICAL) if measured[name].ok]:
+        contenders[FP32] = contenders[ran[0]]
+        measured[FP32] = min((measured[name] for name in ran), key=lambda latency: latency.best_s)
     del measured[CANONICAL]
-    reference = contenders[FP32].outputs() if opened else None
+    reference = contenders[FP32].outputs() if ran else None
     return {
         name: Entry(latency, _deviation(contenders[name], reference) if latency.ok else None)
         for name, latency in measured.items()

@@ -4,8 +4,8 @@
     ├── ConfigError                 an option, a task file, a target name
     ├── ModelImportError            a model that cannot be read, or must not be
     │   └── UnsupportedOperatorError    read, but holds operators no compiler here takes
-    ├── DeviceError                 a device answered wrongly: what was asked of it is at fault
-    ├── DeviceUnreachableError      a device did not answer: nothing that was asked of it is judged
+    ├── DeviceError                 a device answered wrongly
+    ├── DeviceUnreachableError      a device did not answer; what was asked of it need not be at fault
     ├── RunFolderError              a run folder cannot be written or does not belong to this run
     └── VerificationError           exit code 3; the artefact is not what it should be
 

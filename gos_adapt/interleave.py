@@ -91,6 +91,11 @@ class _Turns:
         return Measurement(samples, self.contender.conditions(), self._error)
 
 
+def duration_s(latency_s: float) -> float:
+    """Return how long a contender with this latency takes in all rounds, about."""
+    return min(LIMIT_S, ROUNDS * (SETTLE_S + (WARM_UP + samples_in_turn(latency_s)) * latency_s))
+
+
 def samples_in_turn(latency_s: float) -> int:
     """Return how many samples of a contender with this latency fit into its part of a round."""
     return int(np.clip(LIMIT_S / ROUNDS / latency_s - WARM_UP, FEWEST_SAMPLES, SAMPLES))

@@ -225,7 +225,7 @@ class Journal:
         return self._records[key]
 
     def clock(self, stage: str, seconds: float) -> Callable[[], float]:
-        """Return what says how many seconds of `seconds`, decided when the stage first began, are left in the run."""
+        """Return what says how many seconds a stage has left; `seconds` counts when it first begins in the run."""
         key = f"clock:{stage}"
         if key not in self:
             self.put(key, [self.elapsed_s, seconds])

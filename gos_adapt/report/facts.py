@@ -284,7 +284,7 @@ def _tolerance(options: Options, accuracy: Accuracy | None) -> str:
     epsilon = options.epsilon
     words = points_text(epsilon) if accuracy.higher_is_better else f"{100 * epsilon:g} % of the error"
     if options.strategy == "global" and (options.speed_up or options.target_latency_s):
-        return f"what the latency asked for takes; more than {words} is noted"
+        return f"as much as the latency asked for costs; more than {words} is noted"
     return words
 
 

@@ -178,7 +178,7 @@ class Iterative(Setting):
 
     def _share(self) -> float:
         """Time for the next search: a third of what is left, so that later sites have their turn."""
-        return self.time_left() / 3 if math.isfinite(self.time_left()) else math.inf
+        return self.time_left() / 3
 
     def _judge(self, current: Model, group: Sequence[Site], time_left: Callable[[], float]) -> Any:
         if self.task is None:

@@ -241,7 +241,11 @@ class Joint(Setting):
 
             with self.progress.stage("exchange replacements"):
                 best = exchanged(
-                    start, table.rows, loss, lambda rows: table.reaches(rows, goal_s), lambda: time_left() > 0
+                    start,
+                    table.rows,
+                    loss,
+                    reaches=lambda rows: table.reaches(rows, goal_s),
+                    goes_on=lambda rows: f"joint:{self._set_key(rows)}" in journal or time_left() > 0,
                 )
             self.progress.note(
                 f"{len(best)} replacements: joint loss after fitting {losses[0]:.4f}, "
@@ -327,7 +331,7 @@ class Joint(Setting):
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
-        time_left = self.clock(f"race {name}", seconds)
+        race_left = self.folder.journal.clock(f"race {name}", min(seconds, ENDLESS_S))
         fitted = {number: self._fitted(rows, plan.fitting) for number, rows in enumerate(sets)}
         losses = {number: self._teacher.loss(splice(self.model, own)) for number, own in fitted.items()}
         self._say(sets, losses, "fitted")
@@ -352,7 +356,7 @@ class Joint(Setting):
             runners = {number: results[number].replacements for number in ranked[: (len(ranked) + 1) // 2]}
             heat += 1
         ((number, replacements),) = runners.items()
-        return sets[number], self._recovered(replacements, name, max(0.0, time_left()), passes)
+        return sets[number], self._recovered(replacements, name, max(0.0, race_left()), passes)
 
     def _say(self, sets: Sequence[RowSet], losses: Mapping[int, float], when: str) -> None:
         for number, loss in losses.items():

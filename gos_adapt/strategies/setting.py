@@ -275,7 +275,7 @@ class Setting:
         Args:
             replacements: Of the original's sites.
             name: Of this recovery: a run has each once for a set of replacements.
-            seconds: End it.
+            seconds: End it; they count from its first beginning in the run.
             steps: End it.
             train_all: Whether the layers that keep their operator learn too.
         """

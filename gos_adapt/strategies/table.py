@@ -206,25 +206,28 @@ class Table:
     def _rows(self, kept: Sequence[Sequence[_Kept]]) -> RowSet:
         """The operators at every site of their kind, but for those whose loss was not computed in time."""
         setting = self._setting
-        time_left = setting.clock("table", LOSS_SHARE * setting.time_left())
+        finished = "table" in setting.folder.journal  # what was left out stays out: indices into rows are journalled
+        time_left = setting.clock("losses", LOSS_SHARE * setting.time_left())
         rows = []
         total = sum(len(one.step.sites) for own in kept for one in own)
         with setting.progress.stage("what every replacement costs", total) as advance:
             for _, one in in_turn(kept):
                 for k in range(len(one.step.sites)):
-                    row = self._row(one, k, time_left)
+                    row = self._row(one, k, in_time=not finished and time_left() > 0)
                     rows += [row] if row else []
                     advance()
+        if not finished:
+            setting.folder.journal.put("table", True)
         if len(rows) < total:
             setting.progress.note(f"{total - len(rows)} of {total} replacements are left out: no time to fit them")
         return tuple(row for row in rows if row.option.loss < NO_NUMBER)
 
-    def _row(self, kept: _Kept, k: int, time_left: Callable[[], float]) -> Row | None:
+    def _row(self, kept: _Kept, k: int, *, in_time: bool) -> Row | None:
         setting, outcome, site = self._setting, kept.outcome, kept.step.sites[k]
         candidate = outcome.candidate
         key = f"loss:{setting.model_key}:{site.name}:{candidate.operator.key}"
         if key not in setting.folder.journal:
-            if time_left() <= 0:
+            if not in_time:
                 return None
             judge = LossJudge(setting.model, site, setting.lessons)
             setting.folder.journal.put(key, judge(candidate.operator, (candidate.weights[k],)).drop)

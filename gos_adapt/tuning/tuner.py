@@ -190,7 +190,7 @@ class Tuner:
         try:
             return self._load(library).run_kernel(name, stored, others)
         except (DeviceError, DeviceUnreachableError) as failure:
-            self.session.ensure_alive()
+            self.session.ensure_alive()  # then it was loading or running this variant that ended it
             return Rejection(str(failure))
 
     def _time(self, contest: _Contest, who: Sequence[Variant], effort: Effort) -> dict[Variant, Measurement]:

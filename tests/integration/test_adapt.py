@@ -19,7 +19,7 @@ from compiling import graph, random
 from onnx import helper
 
 import gos_adapt
-from gos_adapt import cli, verify
+from gos_adapt import cli, stage_times, verify
 from gos_adapt.model.load import load_model
 from gos_adapt.model.sites import find_sites
 from gos_adapt.operators.text import parse
@@ -262,7 +262,7 @@ def words_for(tiny: Path, out: Path) -> list[str]:
 
 def keys(journal: bytes) -> list[str]:
     parsed = [json.loads(line[9:])[0] for line in journal.splitlines()]
-    return [key for key in parsed if key is not None]
+    return [key for key in parsed if key not in {None, stage_times.KEY}]
 
 
 def chosen(result: Any) -> list[tuple[str, str]]:

@@ -423,6 +423,19 @@ def test_operators_are_not_to_blame_for_a_missing_linker(
             workbench.measure_operators([(site.operator, site.weights)] * 2)
 
 
+def test_operators_are_not_to_blame_for_a_device_that_is_gone(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise DeviceUnreachableError("device host did not answer")
+
+    (site,) = sites_named(residual_model(), "r1")
+    with Workbench(session, store=tmp_path / "tuning.sqlite") as workbench:
+        monkeypatch.setattr(session, "load", unreachable)
+        with pytest.raises(DeviceUnreachableError):
+            workbench.measure_operators([(site.operator, site.weights)] * 2)
+
+
 def test_of_two_models_the_adapted_one_may_fail(session: Session, tmp_path: Path) -> None:
     model, proto = residual_model(), onnx.ModelProto()
     proto.CopyFrom(model.proto)

@@ -56,6 +56,11 @@ def test_one_that_has_used_up_its_share_sits_turns_out(monkeypatch: pytest.Monke
     assert len(measured["slow"].samples_s) == FEWEST_SAMPLES
 
 
+def test_a_slow_contender_takes_no_longer_than_its_share():
+    assert interleave.duration_s(1e-4) == pytest.approx(ROUNDS * (0.01 + (WARM_UP + SAMPLES) * 1e-4))
+    assert interleave.duration_s(1.0) == interleave.LIMIT_S
+
+
 @pytest.mark.parametrize(("latency_s", "samples"), [(0.04, SAMPLES), (0.07, 5), (2.0, FEWEST_SAMPLES)])
 def test_a_slow_contender_takes_fewer_samples_a_turn(latency_s: float, samples: int) -> None:
     assert samples_in_turn(latency_s) == samples

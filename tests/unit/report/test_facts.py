@@ -162,7 +162,7 @@ def test_what_may_be_lost_is_said_in_the_terms_of_the_metric() -> None:
 def test_a_latency_asked_for_goes_before_the_accuracy_only_where_replacements_are_chosen_together() -> None:
     result = example_result()
     for strategy, words in (
-        ("global", "what the latency asked for takes; more than 1 point is noted"),
+        ("global", "as much as the latency asked for costs; more than 1 point is noted"),
         ("iterative", "1 point"),
     ):
         asked = replace(result.options, strategy=strategy, speed_up=2.0)

@@ -35,7 +35,7 @@ def test_the_best_set_is_found_though_the_losses_alone_say_otherwise():
     given = rows(1, 2, 3, 4, 5)
     joint = {"s0": 9, "s1": 7, "s2": 5, "s3": 3, "s4": 1}
     best = exchanged(
-        (given[0], given[1]), given, lambda chosen: sum(joint[n] for n in names(chosen)), lambda _: True, lambda: True
+        (given[0], given[1]), given, lambda chosen: sum(joint[n] for n in names(chosen)), lambda _: True, lambda _: True
     )
     assert names(best) == {"s3", "s4"}
 
@@ -47,14 +47,18 @@ def test_no_loss_is_asked_for_twice():
         asked.append(frozenset(names(chosen)))
         return -sum(row.option.loss for row in chosen)
 
-    exchanged((given[0], given[1]), given, loss, lambda _: True, lambda: True)
+    exchanged((given[0], given[1]), given, loss, lambda _: True, lambda _: True)
     assert len(asked) == len(set(asked))
 
 
 def test_a_set_that_misses_the_latency_is_not_taken():
     given = rows(1, 2, 3)
     best = exchanged(
-        (given[0],), given, lambda chosen: -chosen[0].option.loss, lambda chosen: names(chosen) != {"s2"}, lambda: True
+        (given[0],),
+        given,
+        lambda chosen: -chosen[0].option.loss,
+        lambda chosen: names(chosen) != {"s2"},
+        lambda _: True,
     )
     assert names(best) == {"s1"}
 
@@ -67,9 +71,22 @@ def test_a_set_that_misses_the_latency_is_passed_on_the_way():
         given,
         lambda chosen: joint.get(frozenset(names(chosen)), 9),
         lambda chosen: names(chosen) != {"s0", "s2"},
-        lambda: True,
+        lambda _: True,
     )
     assert names(best) == {"s2", "s3"}
+
+
+def test_a_way_that_leads_nowhere_is_gone_back():
+    given = rows(1, 2, 3, 4)
+    joint = {frozenset({"s0", "s1"}): 5, frozenset({"s0", "s2"}): 3, frozenset({"s1", "s3"}): 4}
+    best = exchanged(
+        (given[0], given[1]),
+        given,
+        lambda chosen: joint.get(frozenset(names(chosen)), 9),
+        lambda chosen: names(chosen) != {"s0", "s2"},
+        lambda _: True,
+    )
+    assert names(best) == {"s1", "s3"}
 
 
 def test_what_saves_less_or_covers_the_same_or_is_of_another_family_is_not_tried():
@@ -83,7 +100,7 @@ def test_what_saves_less_or_covers_the_same_or_is_of_another_family_is_not_tried
         return 0.0
 
     start = (given[0], given[1])
-    assert exchanged(start, [*given, inside, other], loss, lambda _: True, lambda: True) == start
+    assert exchanged(start, [*given, inside, other], loss, lambda _: True, lambda _: True) == start
     assert asked == [{"s0", "s1"}, {"s0", "inside"}]
 
 
@@ -95,5 +112,5 @@ def test_it_ends_when_the_time_is_over(moments):
         asked.append(chosen)
         return -len(asked)
 
-    exchanged((given[0], given[1]), given, loss, lambda _: True, lambda: next(left, False))
+    exchanged((given[0], given[1]), given, loss, lambda _: True, lambda _: next(left, False))
     assert len(asked) == 1 + moments
