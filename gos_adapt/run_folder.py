@@ -34,6 +34,8 @@ Policy = Literal["resume", "fresh"]
 Identity = Mapping[str, str | int | float | bool | None]
 
 FORMAT = 7  # of everything in the folder; another value makes another run
+ENDLESS_S = 1e9
+"""For what has no limit of time: JSON has no infinity."""
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
@@ -228,7 +230,7 @@ class Journal:
         """Return what says how many seconds a stage has left; `seconds` counts when it first begins in the run."""
         key = f"clock:{stage}"
         if key not in self:
-            self.put(key, [self.elapsed_s, seconds])
+            self.put(key, [self.elapsed_s, min(seconds, ENDLESS_S)])
         begun_s, allowed_s = self.get(key)
         return lambda: begun_s + allowed_s - self.elapsed_s
 

@@ -16,3 +16,20 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GOS_ADAPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+class Clock:
+    """Stands in for `time.monotonic`: time passes when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of journals."""
+    clock = Clock()
+    monkeypatch.setattr("gos_adapt.run_folder.time.monotonic", clock)
+    return clock

@@ -36,12 +36,12 @@ from gos_adapt.finetune.loss import SAMPLES, LossJudge
 from gos_adapt.finetune.recovery import with_retrained
 from gos_adapt.model.splice import splice
 from gos_adapt.profiling.select import Selection, amdahl_bound
-from gos_adapt.run_folder import arrays_file
+from gos_adapt.run_folder import ENDLESS_S, arrays_file
 from gos_adapt.search.candidate import Outcome
 from gos_adapt.search.cascade import timed
 from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies.exchange import exchanged
-from gos_adapt.strategies.setting import ENDLESS_S, WORTH, Adapted, Setting, Step, graph_key
+from gos_adapt.strategies.setting import WORTH, Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ class Joint(Setting):
         Reference: successive halving; Jamieson and Talwalkar, "Non-stochastic best arm identification and
         hyperparameter optimization", AISTATS 2016.
         """
-        race_left = self.folder.journal.clock(f"race {name}", min(seconds, ENDLESS_S))
+        race_left = self.folder.journal.clock(f"race {name}", seconds)
         fitted = {number: self._fitted(rows, plan.fitting) for number, rows in enumerate(sets)}
         losses = {number: self._teacher.loss(splice(self.model, own)) for number, own in fitted.items()}
         self._say(sets, losses, "fitted")

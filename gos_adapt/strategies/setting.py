@@ -61,8 +61,6 @@ SEARCH = Settings(generations=6, judgements=2, prediction_slack=1.0, max_fit_err
 """For minutes on two cores: the thesis breeds 50 generations in an hour on a GPU."""
 WORTH = 1.01
 """Speed-up that a kind of site must promise at best; less cannot be told from noise."""
-ENDLESS_S = 1e9
-"""What a run without a budget may take: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -284,11 +282,10 @@ class Setting:
             replacements = with_retrained(self.model, replacements)
         key = f"recovered:{name}:{graph_key(splice(self.model, replacements))}"
         file, unfinished = arrays_file("recovered", key), arrays_file("recovering", key)
-        time_left = self.clock(key, seconds)
         if key not in self.folder.journal:
             state = self.folder.load_arrays(unfinished)
             start = float(state["share"]) if state else 0.0
-            clock = _Clock(time_left(), steps, start)
+            clock = _Clock(self.clock(key, seconds)(), steps, start)
 
             def keep(state: State) -> None:
                 arrays = {**state, "share": np.array(clock.share(int(state[STEPS])))}
@@ -329,7 +326,7 @@ class Setting:
 
     def clock(self, stage: str, seconds: float) -> Callable[[], float]:
         """Seconds left of a stage, also of the run; see `Journal.clock`."""
-        stage_left = self.folder.journal.clock(stage, min(seconds, ENDLESS_S))
+        stage_left = self.folder.journal.clock(stage, seconds)
         return lambda: min(self.time_left(), stage_left())
 
     @cached_property

@@ -8,22 +8,6 @@ from gos_adapt.run_folder import Journal
 from gos_adapt.stage_times import StageTimes
 
 
-class Clock:
-    """Stands in for `time.monotonic`."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("gos_adapt.run_folder.time.monotonic", clock)
-    return clock
-
-
 def test_stages_of_two_processes_add_up_to_what_the_run_worked(tmp_path, clock):
     with closing(Journal(tmp_path / "journal")) as journal:
         with StageTimes(journal).time("search"):
