@@ -12,40 +12,36 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import secrets
-import select
-import signal
-import subprocess
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
-from tvm import relax, rpc
+from tvm import relax
 
-from device_targets import child_process
-from device_targets.local_server import START_THREADS
 from device_targets.needs import check_needs
+from device_targets.spawned_link import link_to_this_machine
 from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
 from gos_adapt.quantities import Conditions, Measurement
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from device_targets.device import Device
+    from device_targets.link import Connection, Link
 
 Array = np.ndarray[Any, Any]
 Evaluator = Callable[[int, int], Sequence[float]]
 
-_START_TIMEOUT_S = 120.0
+START_THREADS = "adapt.start_threads"
 _CALL_TIMEOUT_S = 300.0
+_LONGEST_PAUSE_S = 30.0
 _SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
 _MATERIAL = 2**25
 """Elements of tensors kept on the device to time kernels on: a model's largest fit."""
@@ -83,23 +79,34 @@ def check_connected(device: Device) -> None:
 
 
 class Session:
-    """A connection to one device; a context manager, and the only owner of its server process."""
+    """A session with one device, begun anew whenever it is lost; a context manager.
 
-    def __init__(self, device: Device) -> None:
+    Args:
+        device: The device.
+        link: The way to it; for this machine, one to an agent of its own.
+        patience_s: Seconds to wait for a device that is gone, such as a board that was unplugged.
+        waits: Told, each time that a device is waited for, how it cannot be reached.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        link: Link | None = None,
+        patience_s: float = 0.0,
+        waits: Callable[[str], None] = lambda _why: None,
+    ) -> None:
         self.device = device
-        self._server: subprocess.Popen[str] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._remote: Any = None
-        self._key = secrets.token_hex(16)
-        self._port = 0
+        self._given, self._patience_s, self._waits = link, patience_s, waits
+        self._link: Link | None = None
+        self._connection: Connection | None = None
         self._uploads = 0
         self._material: dict[tuple[int, tuple[int, ...], str], Any] = {}
 
     def __enter__(self) -> Session:
-        check_connected(self.device)
-        self._folder = tempfile.TemporaryDirectory(prefix="adapt-", ignore_cleanup_errors=True)
+        if self._given is None:
+            check_connected(self.device)
+        self._link = self._given or link_to_this_machine(self.device)
         try:
-            self._start()
             self._connect()
         except BaseException:
             self.__exit__(None, None, None)
@@ -109,10 +116,10 @@ class Session:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._stop()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._disconnect()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def load(self, library: Path) -> Library:
         """Upload a compiled library (``.so``) and open it on the device.
@@ -156,7 +163,13 @@ class Session:
     @property
     def connection(self) -> object:
         """Identity of the present connection: what was loaded through another one is gone."""
-        return self._remote
+        return self._connection
+
+    @property
+    def _remote(self) -> Any:
+        if self._connection is None:
+            raise self._unreachable("as there is no session with it")
+        return self._connection.remote
 
     def conditions(self) -> Conditions:
         """What measurements taken now are taken under."""
@@ -166,7 +179,7 @@ class Session:
 
     def alive(self) -> bool:
         """Whether the device answers."""
-        if self._remote is None or self._server is None or self._server.poll() is not None:
+        if self._connection is None:
             return False
         try:
             with self.watched("a sign of life"):
@@ -176,82 +189,43 @@ class Session:
         return True
 
     def ensure_alive(self) -> None:
-        """Reconnect after a crash of the code under test, to the same server or else to a new one.
+        """Begin a new session after a crash of the code under test, or once a device that was gone is back.
 
         Raises:
-            DeviceUnreachableError: no server comes up.
+            DeviceUnreachableError: it is not back in time.
         """
-        if self.alive():
-            return
-        self._remote = None
-        try:
+        if not self.alive():
             self._connect()
-        except DeviceUnreachableError:
-            self._start()
-            self._connect()
-
-    def _start(self) -> None:
-        if self._folder is None:
-            raise DeviceError(f"the session with {self.device.name} is closed; open it with 'with Session(device):'")
-        self._stop()
-        variables = {"TVM_NUM_THREADS": str(self.device.threads), "TMPDIR": self._folder.name}
-        with (Path(self._folder.name) / "server.log").open("a") as log:
-            self._server = subprocess.Popen(
-                child_process.command("device_targets.local_server"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=child_process.environment() | variables,
-                text=True,
-                start_new_session=True,  # Ctrl-C at the terminal reaches us alone; we end the server
-            )
-        stdin, stdout = self._server.stdin, self._server.stdout
-        assert stdin is not None
-        assert stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            stdin.write(self._key + "\n")
-            stdin.flush()
-        ready, _, _ = select.select([stdout], [], [], _START_TIMEOUT_S)
-        line = stdout.readline() if ready else ""
-        if not line.strip().isdigit():
-            raise self._unreachable("when its RPC server started")
-        self._port = int(line)
-
-    def _stop(self) -> None:
-        """End the server and the session that it forked."""
-        self._remote = None
-        if self._server is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._server.pid, signal.SIGKILL)
-        self._server.wait()
-        for stream in (self._server.stdin, self._server.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._server = None
 
     def _connect(self) -> None:
-        if self._server is None:
-            raise self._unreachable("when connecting")
-        try:
-            with self.watched("connecting"):
-                self._remote = rpc.connect("127.0.0.1", self._port, self._key)
-                self._remote.get_function(START_THREADS)(self.device.threads)
-            self._material.clear()
-        except Exception as failure:
-            raise self._unreachable("when connecting") from failure
+        if self._link is None:
+            raise DeviceError(f"the session with {self.device.name} is closed; open it with 'with Session(device):'")
+        self._disconnect()
+        end = time.monotonic() + self._patience_s
+        pause_s = 1.0
+        while self._connection is None:
+            try:
+                self._connection = self._link.connect()
+                with self.watched("starting threads"):
+                    self._remote.get_function(START_THREADS)(self.device.threads)
+            except Exception as failure:
+                self._disconnect()
+                if time.monotonic() + pause_s > end:
+                    raise self._unreachable("when connecting", failure) from failure
+                self._waits(last_line(failure))
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.cut()  # what was loaded may live longer, and would keep others waiting
+        self._connection = None
+        self._material.clear()
 
     @contextlib.contextmanager
     def watched(self, what: str) -> Iterator[None]:
-        """Bound a remote call in time: one that hangs loses its server, and fails like one that crashed."""
-
-        def kill() -> None:
-            if self._server is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._server.pid, signal.SIGKILL)
-
-        watchdog = threading.Timer(_CALL_TIMEOUT_S, kill)
+        """Bound a remote call in time: one that hangs loses its session, and fails like one that crashed."""
+        watchdog = threading.Timer(_CALL_TIMEOUT_S, self._connection.cut if self._connection else lambda: None)
         watchdog.daemon = True
         watchdog.name = f"watchdog: {what}"
         watchdog.start()
@@ -260,13 +234,13 @@ class Session:
         finally:
             watchdog.cancel()
 
-    def _unreachable(self, when: str) -> DeviceUnreachableError:
-        log = ""
-        if self._folder is not None and (path := Path(self._folder.name) / "server.log").exists():
-            log = " ".join(path.read_text(errors="replace").split())[-300:]
+    def _unreachable(self, when: str, failure: Exception | None = None) -> DeviceUnreachableError:
+        said = self._link.said() if self._link else ""
         return DeviceUnreachableError(
-            f"device {self.device.name} did not answer {when}; the same command, without --fresh, continues"
-            + (f" (its log ends: {log})" if log else "")
+            f"device {self.device.name} did not answer {when}"
+            + (f" ({last_line(failure)})" if failure else "")
+            + "; the same command, without --fresh, continues"
+            + (f" (its log ends: {said})" if said else "")
         )
 
 

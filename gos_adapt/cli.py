@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gos_adapt import __version__, interrupt
-from gos_adapt.config import OBJECTIVE_NAMES, STRATEGY_NAMES, AdaptConfig, check_target, parse_duration, parse_latency
+from gos_adapt.config import (
+    OBJECTIVE_NAMES,
+    STRATEGY_NAMES,
+    AdaptConfig,
+    check_device,
+    check_target,
+    parse_duration,
+    parse_latency,
+)
 from gos_adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from device_targets import Device
     from gos_adapt.progress import Progress, Verbosity
     from gos_adapt.quantities import Measurement
 
@@ -249,24 +258,61 @@ def bench(
 
 @commands.command()
 def devices() -> None:
-    """List the devices that --target knows."""
+    """List the devices that are known.
+
+    A peak is what clock and width allow of float32, by the sources in device_targets/; it was not measured.
+    """
     from device_targets import DEVICES
 
     known = [describe() for describe in DEVICES.values()]
     _print_table(
-        ("device", "kind", "threads", "memory", "measure", ""),
+        ("device", "kind", "threads", "memory", "peak", "use", ""),
         (
             (
                 device.name,
                 device.kind,
                 str(device.threads),
                 f"{device.memory_bytes / 2**30:.1f} GiB",
-                "yes" if device.local else "compile only",
+                f"{device.peak_flops / 1e9:.0f} GFLOP/s" if device.peak_flops else "",
+                _use(device),
                 device.description,
             )
             for device in known
         ),
     )
+
+
+def _use(device: Device) -> str:
+    if device.local:
+        return "measure"
+    return "compile" if device.kind == "cpu" else "none yet"
+
+
+@commands.group()
+def board() -> None:
+    """What runs on a board (docs/boards.md)."""
+
+
+@board.command()
+@click.argument("device")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The archive.  [default: adapt-agent-DEVICE.tar.gz]"
+)
+@_quiet
+@_verbose
+def build(device: str, out: Path | None, verbosity: Verbosity | None) -> None:
+    """Build the agent that serves DEVICE, and pack it with TVM's runtime: some 5 MB, no Python needed there.
+
+    Unpack it on the board and start ./run.sh; ./run.sh --help tells its options.
+    """
+    check_device(device)
+    from device_targets import DEVICES
+    from device_targets.board.build import pack_agent
+
+    path = out or Path(f"adapt-agent-{device}.tar.gz")
+    with _progress(verbosity).stage(f"agent for {device}"):
+        pack_agent(DEVICES[device](), path)
+    click.echo(f"agent: {path}")
 
 
 @commands.command()

@@ -120,7 +120,18 @@ class AdaptConfig:
 
 
 def check_target(name: str) -> None:
-    """Refuse a target that is not a known device.
+    """Refuse a target that is not a known device, or that nothing can be compiled for.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    check_device(name)
+    if DEVICES[name]().kind != "cpu":
+        raise ConfigError(f"code for {name} cannot be generated yet: the schedules are for CPUs")
+
+
+def check_device(name: str) -> None:
+    """Refuse a name that is not a known device's.
 
     Raises:
         ConfigError: with the nearest names.

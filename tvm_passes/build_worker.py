@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_targets.local_server import die_with_parent, without_torch
+from device_targets.child_process import die_with_parent, without_torch
 from gos_adapt.errors import Rejection, last_line
 
 if TYPE_CHECKING:

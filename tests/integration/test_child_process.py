@@ -10,10 +10,9 @@ from hostile_models import small_model
 from onnx import helper
 from processes import gone
 
-from device_targets import host
+from device_targets import host, toolchain
 from device_targets.session import Session
 from gos_adapt.model.load_apart import load_apart
-from tvm_passes import link
 from tvm_passes.build import prepare_functions
 from tvm_passes.build_pool import BuildPool, Trial
 
@@ -50,8 +49,8 @@ def reads(folder: Path, _patch: pytest.MonkeyPatch) -> None:
 
 
 def links(_folder: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(link.shutil, "which", lambda _: None)  # no cross compiler of the system
-    command = [*link._linker("aarch64"), "--version"]
+    patch.setattr(toolchain.shutil, "which", lambda _: None)  # no cross compiler of the system
+    command = [*toolchain.compiler_for("aarch64"), "--version"]
     assert "clang" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -81,7 +80,7 @@ def test_a_builder_that_is_stopped_takes_its_linker_with_it(tmp_path: Path, monk
     linker = tmp_path / "linker"
     linker.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {tmp_path / 'pid'}\nwait\n")
     linker.chmod(0o755)
-    monkeypatch.setenv("CXX", str(linker))
+    monkeypatch.setenv("CC", str(linker))
     with BuildPool(host(), tmp_path) as pool:
         (library,) = pool.build({"one": trial()})
     assert library.refused == {"one": "building it killed the compiler, or did not end"}

@@ -19,8 +19,8 @@ from processes import gone
 from tvm import rpc
 
 from device_targets import host
-from device_targets.local_server import GREETING_S
 from device_targets.session import Effort, Session, measure
+from device_targets.spawned_link import SpawnedLink
 from gos_adapt.errors import DeviceError, DeviceUnreachableError, ModelImportError
 from gos_adapt.profiling.in_place import RUNS, time_in_place
 from tvm_passes.build import build, build_model, cpu_of, prepare, prepare_functions
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.rpc
 
+GREETING_S = 3.0
 ROOT = Path(__file__).parents[2]
 EFFORT = Effort(rounds=2, samples=3)
 MODEL = graph(
@@ -58,9 +59,15 @@ def built(session: Session, folder: Path, *functions: str) -> Built:
     return build(prepared, session.device, folder / "functions.so")
 
 
+def link_of(session: Session) -> SpawnedLink:
+    assert isinstance(session._link, SpawnedLink)
+    return session._link
+
+
 def server_of(session: Session) -> psutil.Process:
-    assert session._server is not None
-    return psutil.Process(session._server.pid)
+    agent = link_of(session)._agent
+    assert agent is not None
+    return psutil.Process(agent.pid)
 
 
 def test_a_model_runs_on_the_host_as_on_any_device(session: Session, tmp_path: Path) -> None:
@@ -127,7 +134,7 @@ def test_the_server_listens_on_loopback_alone_and_knows_its_threads(session: Ses
     listening = [c.laddr.ip for c in server.net_connections() if c.status == psutil.CONN_LISTEN]
     assert listening == ["127.0.0.1"]
     assert server.environ()["TVM_NUM_THREADS"] == str(session.device.threads)
-    assert session._key not in " ".join(server.cmdline())
+    assert link_of(session)._key not in " ".join(server.cmdline())
 
 
 def test_a_file_that_is_no_library_is_refused_and_the_session_goes_on(session: Session, tmp_path: Path) -> None:
@@ -183,9 +190,9 @@ def test_whatever_strangers_send_the_server_goes_on_and_the_session_gets_through
         for child in server.children():
             child.kill()  # one session at a time: until it ends, nobody is heard
         for greeting in greetings.values():
-            with socket.create_connection(("127.0.0.1", session._port)) as stranger:
+            with socket.create_connection(("127.0.0.1", link_of(session)._port)) as stranger:
                 stranger.sendall(greeting)
-        with socket.create_connection(("127.0.0.1", session._port)):  # says nothing, and stays
+        with socket.create_connection(("127.0.0.1", link_of(session)._port)):  # says nothing, and stays
             assert session.load(build_model(MODEL, session.device, 1, tmp_path / "model.so").path)
         assert server_of(session) == server
 
@@ -212,7 +219,7 @@ def test_a_device_that_is_gone_says_how_to_continue(tmp_path: Path) -> None:
 def test_the_server_ends_with_the_session() -> None:
     with Session(host()) as session:
         pid = server_of(session).pid
-        folder = Path(session._folder.name if session._folder else "")
+        folder = Path(link_of(session)._folder.name)
         assert folder.is_dir()
     assert gone(pid)
     assert not folder.exists()
@@ -224,7 +231,7 @@ def test_the_server_dies_when_the_run_is_killed() -> None:
         "from device_targets import host\n"
         "from device_targets.session import Session\n"
         "with Session(host()) as session:\n"
-        "    print(session._server.pid, flush=True)\n"
+        "    print(session._link._agent.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
