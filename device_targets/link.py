@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tvm import rpc
 
-from gos_adapt.errors import DeviceUnreachableError, last_line
+from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
 
 if TYPE_CHECKING:
-    from collections.abc import Set
+    from collections.abc import Callable, Set
 
 CONNECT_S = 15.0
 """For an agent to answer who connects: it does so at once, and a board that is asleep or gone does not at all."""
 _opening = threading.Lock()
 """Held while a connection is made, for it is told from others by being new."""
-_SAYINGS = {
-    "already have key": "another client has it",
-    "cannot find server that matches key": "the agent there has another key",
+_TAKEN = "already have key"
+_FINAL = {
+    "cannot find server that matches key": "the agent there has another key, or a tracker hands it out",
     "is not TVM RPC server": "what answers there is no server of TVM's RPC",
 }
-"""What TVM's client says, in our words."""
+"""What TVM's client says, in our words; where nothing is said, time may help."""
+_IDLE_S, _INTERVAL_S, _PROBES, _UNANSWERED_MS = 10, 5, 3, 25_000
+"""When a peer is taken for gone that is silent, or does not acknowledge what was sent."""
 
 
 class Link(Protocol):
@@ -45,6 +47,7 @@ class Link(Protocol):
 
         Raises:
             DeviceUnreachableError: there is none to be had now.
+            DeviceError: there will be none, however long one waits.
         """
 
     def said(self) -> str:
@@ -67,27 +70,31 @@ class Connection:
         where: For people.
 
     Raises:
-        DeviceUnreachableError: nobody answers, or somebody else, or it is taken.
+        DeviceUnreachableError: nobody answers, or it is taken.
+        DeviceError: somebody else answers.
     """
 
     def __init__(self, address: str, port: int, key: str, where: str) -> None:
         with _opening:
             known = _sockets().keys()
-            late = threading.Timer(CONNECT_S, lambda: _shut(_sockets().keys() - known))
+            late = threading.Timer(CONNECT_S, lambda: _each(_sockets().keys() - known, _shut))
             late.daemon = True
             late.start()
             try:
                 self.remote: Any = rpc.connect(address, port, key)
             except Exception as failure:  # TVM raises whatever the transport raises
-                said = next((ours for theirs, ours in _SAYINGS.items() if theirs in str(failure)), last_line(failure))
+                if said := next((ours for theirs, ours in _FINAL.items() if theirs in str(failure)), None):
+                    raise DeviceError(f"{where} cannot be used: {said}") from failure
+                said = "another client has it" if _TAKEN in str(failure) else last_line(failure)
                 raise DeviceUnreachableError(f"{where} cannot be used: {said}") from failure
             finally:
                 late.cancel()
             self._sockets = _sockets().keys() - known
+        _each(self._sockets, _notice_silence)
 
     def cut(self) -> None:
         """Make whatever waits for the device fail now, and let others have it."""
-        _shut(self._sockets)
+        _each(self._sockets, _shut)
 
 
 def _sockets() -> dict[str, int]:
@@ -101,9 +108,22 @@ def _sockets() -> dict[str, int]:
     return found
 
 
-def _shut(identities: Set[str]) -> None:
-    """Shut sockets, which belong to TVM, where they are still open."""
+def _each(identities: Set[str], do: Callable[[socket.socket], None]) -> None:
+    """Do something with sockets, which belong to TVM, where they are still open."""
     for identity, number in _sockets().items():
         if identity in identities:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as same:
-                same.shutdown(socket.SHUT_RDWR)
+                do(same)
+
+
+def _shut(opened: socket.socket) -> None:
+    opened.shutdown(socket.SHUT_RDWR)
+
+
+def _notice_silence(opened: socket.socket) -> None:
+    """Let the kernel fail a call whose peer is gone without a word, such as a board that was unplugged."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_MS)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +25,10 @@ import tvm
 from tvm import relax
 
 from device_targets.needs import check_needs
+from device_targets.network_link import DirectLink, TrackerLink
+from device_targets.reach import HERE, Reach, place_of
 from device_targets.spawned_link import link_to_this_machine
-from gos_adapt.errors import DeviceError, DeviceUnreachableError, last_line
+from gos_adapt.errors import ConfigError, DeviceError, DeviceUnreachableError, last_line
 from gos_adapt.quantities import Conditions, Measurement
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ Array = np.ndarray[Any, Any]
 Evaluator = Callable[[int, int], Sequence[float]]
 
 START_THREADS = "adapt.start_threads"
-_CALL_TIMEOUT_S = 300.0
+_BIG_CORES = 1  # tvm::runtime::threading::ThreadGroup::AffinityMode::kBig
+_CALL_TIMEOUT_S, _SIGN_S = 300.0, 30.0
 _LONGEST_PAUSE_S = 30.0
 _SAMPLE_S = 0.5e-3  # one sample runs at least this long: a thousand times the resolution of the device's clock
 _MATERIAL = 2**25
@@ -65,17 +68,32 @@ class Effort:
     samples: int = 8
 
 
-def check_connected(device: Device) -> None:
-    """Refuse to measure on a device that cannot be reached.
+def session_with(device: Device, reach: Reach = HERE, waits: Callable[[str], None] = lambda _why: None) -> Session:
+    """Return a session with a device, to be entered.
+
+    Args:
+        device: The device.
+        reach: Where it is.
+        waits: As `Session` has it.
 
     Raises:
-        DeviceUnreachableError: it is not this machine, and there is no way to another yet.
+        DeviceUnreachableError: nothing says where it is.
+        ConfigError: it is this machine, and something says that it is elsewhere.
     """
-    if not device.local:
+    key = reach.key or device.name
+    if device.local:
+        if reach.place:
+            raise ConfigError(f"{device.name} is this machine: for a board at {reach.place} name it with --target")
+        return Session(device)
+    if reach.place is None:
         raise DeviceUnreachableError(
-            f"measuring on boards is not available yet, so nothing can be run on {device.name}; "
+            f"nothing says where {device.name} is: name its address with --address HOST:PORT, or a tracker with "
+            f"--tracker HOST:PORT ('adapt board build {device.name}' makes what it runs); "
             f"'adapt compile MODEL --target {device.name} --out DIR' compiles for it"
         )
+    place = place_of(reach.place)
+    link = DirectLink(*place, key) if reach.address else TrackerLink(*place, key)
+    return Session(device, link, reach.patience_s, waits)
 
 
 class Session:
@@ -103,8 +121,8 @@ class Session:
         self._material: dict[tuple[int, tuple[int, ...], str], Any] = {}
 
     def __enter__(self) -> Session:
-        if self._given is None:
-            check_connected(self.device)
+        if self._given is None and not self.device.local:
+            raise DeviceUnreachableError(f"there is no link to {self.device.name}, and it is not this machine")
         self._link = self._given or link_to_this_machine(self.device)
         try:
             self._connect()
@@ -182,7 +200,7 @@ class Session:
         if self._connection is None:
             return False
         try:
-            with self.watched("a sign of life"):
+            with self.watched("a sign of life", _SIGN_S):
                 self._remote.get_function("runtime.GetDeviceAttr")
         except Exception:  # TVM raises whatever the transport raises; the answer is the same
             return False
@@ -206,15 +224,25 @@ class Session:
         while self._connection is None:
             try:
                 self._connection = self._link.connect()
-                with self.watched("starting threads"):
-                    self._remote.get_function(START_THREADS)(self.device.threads)
+                with self.watched("starting threads", _SIGN_S):
+                    self._start_threads()
             except Exception as failure:
                 self._disconnect()
+                if isinstance(failure, DeviceError):  # it answers, and waiting changes nothing
+                    raise
                 if time.monotonic() + pause_s > end:
                     raise self._unreachable("when connecting", failure) from failure
                 self._waits(last_line(failure))
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _start_threads(self) -> None:
+        """Start TVM's threads there, by our agent each on a core of its own; TVM's own server cannot tie them."""
+        try:
+            start = partial(self._remote.get_function(START_THREADS))
+        except AttributeError:
+            start = partial(self._remote.get_function("runtime.config_threadpool"), _BIG_CORES)
+        start(self.device.threads)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -223,9 +251,9 @@ class Session:
         self._material.clear()
 
     @contextlib.contextmanager
-    def watched(self, what: str) -> Iterator[None]:
+    def watched(self, what: str, limit_s: float = _CALL_TIMEOUT_S) -> Iterator[None]:
         """Bound a remote call in time: one that hangs loses its session, and fails like one that crashed."""
-        watchdog = threading.Timer(_CALL_TIMEOUT_S, self._connection.cut if self._connection else lambda: None)
+        watchdog = threading.Timer(limit_s, self._connection.cut if self._connection else lambda: None)
         watchdog.daemon = True
         watchdog.name = f"watchdog: {what}"
         watchdog.start()
@@ -249,7 +277,7 @@ class Library:
 
     def __init__(self, session: Session, module: Any) -> None:
         self.session, self._module = session, module
-        self._remote = session._remote
+        self._remote, self._connection = session._remote, session.connection
 
     @cached_property
     def _machine(self) -> Any:
@@ -266,14 +294,13 @@ class Library:
                 self._machine.set_input(function, *(self._tensor(array) for array in inputs))
                 self._machine.invoke_stateful(function)
                 outputs = self._machine.get_outputs(function)
+                return tuple(each.numpy() for each in (outputs if isinstance(outputs, Sequence) else [outputs]))
         except Exception as failure:
-            if not self.session.alive():
+            if not self.session.alive() or self.session.connection is not self._connection:
                 raise self.session._unreachable(f"while {function!r} ran") from failure
             raise DeviceError(
                 f"running {function!r} on {self.session.device.name} failed: {last_line(failure)}"
             ) from failure
-        outputs = outputs if isinstance(outputs, Sequence) else [outputs]
-        return tuple(output.numpy() for output in outputs)
 
     def run_kernel(self, kernel: str, parameters: Sequence[Array], wanted: Sequence[int]) -> tuple[Array, ...]:
         """Run one kernel once; return the parameters at the `wanted` positions as they are afterwards.
@@ -293,7 +320,8 @@ class Library:
 
     def times_kernels(self, function: str) -> bool:
         """Whether it was built with the sister of `function` that `kernel_times` runs."""
-        return bool(self._machine.module.implements_function(function + TIMED))
+        with self.session.watched(function):
+            return bool(self._machine.module.implements_function(function + TIMED))
 
     def kernel_times(self, function: str, inputs: Sequence[Array]) -> Array:
         """Run the sister of `function` that reads the clock between kernels (`tvm_passes.plan_sequence`).
@@ -308,24 +336,26 @@ class Library:
 
     def function_evaluator(self, function: str, inputs: Sequence[Array]) -> Evaluator:
         """Return what times a Relax function on fixed inputs: (number, repeat) -> seconds per run."""
-        self._machine.set_input(function, *(self._tensor(array) for array in inputs))
+        with self.session.watched(function):
+            self._machine.set_input(function, *(self._tensor(array) for array in inputs))
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
-            evaluator = self._machine.time_evaluator(
-                "invoke_stateful", self._remote.cpu(), number=number, repeat=repeat
-            )
             with self.session.watched(function):
+                evaluator = self._machine.time_evaluator(
+                    "invoke_stateful", self._remote.cpu(), number=number, repeat=repeat
+                )
                 return list(evaluator(function).results)
 
         return evaluate
 
     def kernel_evaluator(self, kernel: str, parameters: Sequence[tuple[tuple[int, ...], str]]) -> Evaluator:
         """Return what times one kernel on random inputs: (number, repeat) -> seconds per run."""
-        arguments = [self.session.material(i, shape, dtype) for i, (shape, dtype) in enumerate(parameters)]
+        with self.session.watched(kernel):
+            arguments = [self.session.material(i, shape, dtype) for i, (shape, dtype) in enumerate(parameters)]
 
         def evaluate(number: int, repeat: int) -> Sequence[float]:
-            evaluator = self._module.time_evaluator(kernel, self._remote.cpu(), number=number, repeat=repeat)
             with self.session.watched(kernel):
+                evaluator = self._module.time_evaluator(kernel, self._remote.cpu(), number=number, repeat=repeat)
                 return list(evaluator(*arguments).results)
 
         return evaluate

@@ -49,7 +49,7 @@ class SpawnedLink:
         self._key = secrets.token_hex(16)
         self._folder = tempfile.TemporaryDirectory(prefix="adapt-agent-", ignore_cleanup_errors=True)
         self._agent: subprocess.Popen[str] | None = None
-        self._port = 0
+        self._port = self._started = 0
 
     def connect(self) -> Connection:
         """Begin a session with the agent, which is started if it does not run, and again if it does not answer."""
@@ -74,8 +74,9 @@ class SpawnedLink:
 
     def _start(self) -> None:
         self._stop()
+        self._started += 1  # a session of the one before may still hold its folder
         own = {"ADAPT_AGENT_KEY": self._key, "TMPDIR": self._folder.name}
-        options = ["--work", str(Path(self._folder.name) / "work"), "--with-parent"]
+        options = ["--work", str(Path(self._folder.name) / f"work-{self._started}"), "--with-parent", str(os.getpid())]
         with (Path(self._folder.name) / "log").open("a") as log:
             self._agent = subprocess.Popen(
                 [*self._command, *options],

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from device_targets import DEVICES
-from device_targets.session import Session
+from device_targets.reach import HERE, Reach
+from device_targets.session import session_with
 from gos_adapt import baselines
 from gos_adapt.contenders import absent, compiled, in_onnx_runtime
 from gos_adapt.device_peaks import device_peaks
@@ -31,9 +32,10 @@ from gos_adapt.workbench import Workbench
 from tvm_passes.build import build_default
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from device_targets import Device
+    from device_targets.session import Session
     from gos_adapt.cost.peaks import Peaks
     from gos_adapt.environment import Environment
     from gos_adapt.interleave import Contender
@@ -173,7 +175,13 @@ class Bench:
 
 
 def bench(
-    model_or_run: Path, target: str, progress: Progress, *, threads: int | None = None, layers: bool = False
+    model_or_run: Path,
+    target: str,
+    progress: Progress,
+    *,
+    threads: int | None = None,
+    layers: bool = False,
+    reach: Reach = HERE,
 ) -> Bench:
     """Time a model beside ONNX Runtime and TVM's own build, or a run's original and adapted model beside ONNX Runtime.
 
@@ -183,6 +191,7 @@ def bench(
         progress: Where to say what happens.
         threads: Of every contender; those of the device by default.
         layers: Also time every kernel of what we compiled.
+        reach: Where the device is, if it is not this machine.
 
     Raises:
         AdaptError: see `gos_adapt.errors`.
@@ -192,7 +201,7 @@ def bench(
     original, last = next(iter(models.values())), next(reversed(models))
     with (
         TemporaryDirectory(prefix="adapt-") as scratch,
-        Session(device) as session,
+        session_with(device, reach, progress.note) as session,
         Workbench(session, progress) as workbench,
     ):
         folder = Path(scratch)
@@ -239,11 +248,11 @@ def compare(
     contenders = {name: _contender(what, inputs, session) for name, what in every.items()}
     with progress.stage("benchmark", ROUNDS) as advance:
         measured = interleave(contenders, advance)
+    reference = _outputs([contenders[FP32], contenders[CANONICAL]])
     if ran := [name for name in (FP32, CANONICAL) if measured[name].ok]:
         contenders[FP32] = contenders[ran[0]]
         measured[FP32] = min((measured[name] for name in ran), key=lambda latency: latency.best_s)
     del measured[CANONICAL]
-    reference = contenders[FP32].outputs() if ran else None
     return {
         name: Entry(latency, _deviation(contenders[name], reference) if latency.ok else None)
         for name, latency in measured.items()
@@ -288,6 +297,16 @@ def _contender(what: onnx.ModelProto | Built | Rejection, inputs: Mapping[str, A
     if isinstance(what, onnx.ModelProto):
         return in_onnx_runtime(what, inputs, session.device)
     return compiled(what.path, inputs, session)
+
+
+def _outputs(contenders: Iterable[Contender]) -> Sequence[Array] | None:
+    """Return what the first that can be run computes."""
+    for contender in contenders:
+        try:
+            return contender.outputs()
+        except Exception:  # its own errors; that it cannot be run is found where it is timed
+            continue
+    return None
 
 
 def _deviation(contender: Contender, reference: Any) -> float | None:

@@ -7,6 +7,7 @@ line on the error stream and its exit code; anything else is a bug and keeps its
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import sys
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from device_targets.reach import Reach
 from gos_adapt import __version__, interrupt
 from gos_adapt.config import (
     OBJECTIVE_NAMES,
     STRATEGY_NAMES,
     AdaptConfig,
-    check_device,
     check_target,
     parse_duration,
     parse_latency,
@@ -27,7 +28,7 @@ from gos_adapt.config import (
 from gos_adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from device_targets import Device
     from gos_adapt.progress import Progress, Verbosity
@@ -77,8 +78,32 @@ _model = click.argument("model", type=click.Path(path_type=Path))
 _target = click.option(
     "--target", required=True, metavar="DEVICE", help="What to make it fast on; see 'adapt devices'."
 )
+_address = click.option(
+    "--address", metavar="HOST:PORT", help="Where DEVICE serves, if it is not this machine (docs/boards.md)."
+)
+_tracker = click.option("--tracker", metavar="HOST:PORT", help="Or the tracker of TVM's RPC that hands it out.")
+_key = click.option("--key", metavar="KEY", help="What its agent is called.  [default: DEVICE]")
+_device_timeout = click.option(
+    "--device-timeout",
+    "patience_s",
+    type=parse_duration,
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="Wait so long for a DEVICE that is gone or taken; what is the best so far is on disk by then.",
+)
 _quiet = click.option("--quiet", "verbosity", flag_value="quiet", help="Print the outcome only.")
 _verbose = click.option("--verbose", "verbosity", flag_value="verbose", help="Print what the log holds.")
+
+
+def _reaching(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where a device is, as one argument `reach`."""
+
+    @functools.wraps(command)
+    def reaching(address: str | None, tracker: str | None, key: str | None, patience_s: float, **options: Any) -> None:
+        command(reach=Reach(address, tracker, key, patience_s), **options)
+
+    return _address(_tracker(_key(_device_timeout(reaching))))
 
 
 @click.group(cls=_Group)
@@ -169,6 +194,7 @@ def commands() -> None:
 )
 @_quiet
 @_verbose
+@_reaching
 def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
     """Adapt MODEL to DEVICE; the help is the group's."""
     config = AdaptConfig(policy="resume" if resume else "fresh", **options)
@@ -185,7 +211,8 @@ def adapt(verbosity: Verbosity | None, resume: bool, **options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write DIR/profile.json.")
 @_quiet
 @_verbose
-def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | None) -> None:
+@_reaching
+def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | None, reach: Reach) -> None:
     """Time every operator of MODEL on DEVICE, and the whole.
 
     Each operator's compiled kernels are timed inside the running model, and the model as a whole; the gap between the
@@ -194,7 +221,7 @@ def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | N
     check_target(target)
     from gos_adapt import pipeline
 
-    found = pipeline.profile_model(model, target, out, _progress(verbosity))
+    found = pipeline.profile_model(model, target, out, _progress(verbosity), reach)
     _print_latencies(found.sites | {"whole model": found.whole})
     if found.gap is not None:
         click.echo(f"the sum of the parts differs from the whole by {found.gap:+.1%}")
@@ -210,7 +237,10 @@ def profile(model: Path, target: str, out: Path | None, verbosity: Verbosity | N
 @click.option("--dump", is_flag=True, help="Also write the module after each phase of the compiler to DIR/phases.")
 @_quiet
 @_verbose
-def compile_(model: Path, target: str, out: Path, batch: int, dump: bool, verbosity: Verbosity | None) -> None:
+@_reaching
+def compile_(
+    model: Path, target: str, out: Path, batch: int, dump: bool, verbosity: Verbosity | None, reach: Reach
+) -> None:
     """Compile MODEL for DEVICE as it is.
 
     gos_adapt.load_compiled("DIR/model.so") gives a callable that takes and returns numpy arrays.
@@ -218,7 +248,7 @@ def compile_(model: Path, target: str, out: Path, batch: int, dump: bool, verbos
     check_target(target)
     from gos_adapt import pipeline
 
-    pipeline.compile_to(model, target, out, batch, _progress(verbosity), dump=dump)
+    pipeline.compile_to(model, target, out, batch, _progress(verbosity), dump=dump, reach=reach)
     click.echo(f"compiled: {out / 'model.so'}")
 
 
@@ -230,8 +260,15 @@ def compile_(model: Path, target: str, out: Path, batch: int, dump: bool, verbos
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: SI units, all samples and their conditions.")
 @_quiet
 @_verbose
+@_reaching
 def bench(
-    model_or_run: Path, target: str, threads: int | None, layers: bool, as_json: bool, verbosity: Verbosity | None
+    model_or_run: Path,
+    target: str,
+    threads: int | None,
+    layers: bool,
+    as_json: bool,
+    verbosity: Verbosity | None,
+    reach: Reach,
 ) -> None:
     """Time a model beside ONNX Runtime and TVM's own build; or a run's original and adapted model.
 
@@ -242,7 +279,7 @@ def bench(
     check_target(target)
     from gos_adapt import bench_tables, pipeline
 
-    found = pipeline.bench(model_or_run, target, _progress(verbosity), threads=threads, layers=layers)
+    found = pipeline.bench(model_or_run, target, _progress(verbosity), threads=threads, layers=layers, reach=reach)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
         return
@@ -258,15 +295,16 @@ def bench(
 
 @commands.command()
 def devices() -> None:
-    """List the devices that are known.
+    """List the devices that are known, and how each is measured.
 
+    Without an address 'adapt compile' works for them, with schedules that are guessed.
     A peak is what clock and width allow of float32, by the sources in device_targets/; it was not measured.
     """
     from device_targets import DEVICES
 
     known = [describe() for describe in DEVICES.values()]
     _print_table(
-        ("device", "kind", "threads", "memory", "peak", "use", ""),
+        ("device", "kind", "threads", "memory", "peak", "measured", ""),
         (
             (
                 device.name,
@@ -274,7 +312,7 @@ def devices() -> None:
                 str(device.threads),
                 f"{device.memory_bytes / 2**30:.1f} GiB",
                 f"{device.peak_flops / 1e9:.0f} GFLOP/s" if device.peak_flops else "",
-                _use(device),
+                _measured(device),
                 device.description,
             )
             for device in known
@@ -282,10 +320,10 @@ def devices() -> None:
     )
 
 
-def _use(device: Device) -> str:
+def _measured(device: Device) -> str:
     if device.local:
-        return "measure"
-    return "compile" if device.kind == "cpu" else "none yet"
+        return "here"
+    return "--address" if device.kind == "cpu" else "not yet"
 
 
 @commands.group()
@@ -305,7 +343,7 @@ def build(device: str, out: Path | None, verbosity: Verbosity | None) -> None:
 
     Unpack it on the board and start ./run.sh; ./run.sh --help tells its options.
     """
-    check_device(device)
+    check_target(device)
     from device_targets import DEVICES
     from device_targets.board.build import pack_agent
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from device_targets import DEVICES
+from device_targets.reach import HERE, Reach
 from gos_adapt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class AdaptConfig:
         out: Where `folder` is; `None` for ``runs/<model>-<target>``.
         policy: Continue the run that is in `out`, or discard it.
         example_inputs: One tensor per input of a module.
+        reach: Where the target is, if it is not this machine.
 
     Raises:
         ConfigError: a value is out of its range, or the target is unknown.
@@ -69,6 +71,7 @@ class AdaptConfig:
     out: Path | None = None
     policy: Literal["resume", "fresh"] = "resume"
     example_inputs: tuple[torch.Tensor, ...] = ()
+    reach: Reach = HERE
 
     def __post_init__(self) -> None:
         for name in ("model", "task", "out"):
@@ -125,20 +128,11 @@ def check_target(name: str) -> None:
     Raises:
         ConfigError: with the nearest names.
     """
-    check_device(name)
-    if DEVICES[name]().kind != "cpu":
-        raise ConfigError(f"code for {name} cannot be generated yet: the schedules are for CPUs")
-
-
-def check_device(name: str) -> None:
-    """Refuse a name that is not a known device's.
-
-    Raises:
-        ConfigError: with the nearest names.
-    """
     if name not in DEVICES:
         near = get_close_matches(name, DEVICES, n=3, cutoff=0.5) or sorted(DEVICES)
         raise ConfigError(f"unknown target {name!r}; did you mean {' or '.join(near)}? 'adapt devices' lists all")
+    if DEVICES[name]().kind != "cpu":
+        raise ConfigError(f"code for {name} cannot be generated yet: the schedules are for CPUs")
 
 
 def parse_duration(text: str) -> float:

@@ -14,7 +14,7 @@ from gos_adapt.interleave import Contender
 from gos_adapt.quantities import Conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import onnx
@@ -42,21 +42,29 @@ def compiled(library: Path, inputs: Mapping[str, Array], session: Session) -> Co
 
 
 def in_onnx_runtime(proto: onnx.ModelProto, inputs: Mapping[str, Array], device: Device) -> Contender:
-    """Open a model in ONNX Runtime in this process, on as many threads as the device has; it may refuse the model."""
+    """Open a model in ONNX Runtime in this process, on as many threads as the device has; it may refuse the model.
+
+    It runs here whatever the device is, and is timed only where that is this machine.
+    """
     try:
         runtime = OnnxRuntime(proto, device.threads, dict(inputs))
     except Exception as failure:  # its own errors; a baseline that cannot be had is a finding
         return absent(Rejection(f"ONNX Runtime cannot open the model: {last_line(failure)}"), device)
-    return Contender(runtime.sample, runtime.outputs, partial(_conditions, device))
+    sample = runtime.sample if device.local else _refusal(f"ONNX Runtime is on this machine, not on {device.name}")
+    return Contender(sample, runtime.outputs, partial(_conditions, device))
 
 
 def absent(why: Rejection, device: Device) -> Contender:
     """Stand in for what could not be made; its measurement is the reason."""
-
-    def refuse(*_: object) -> NoReturn:
-        raise DeviceError(why.reason)
-
+    refuse = _refusal(why.reason)
     return Contender(refuse, refuse, partial(_conditions, device))
+
+
+def _refusal(why: str) -> Callable[..., NoReturn]:
+    def refuse(*_: object) -> NoReturn:
+        raise DeviceError(why)
+
+    return refuse
 
 
 def _conditions(device: Device) -> Conditions:

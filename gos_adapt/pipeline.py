@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from device_targets import DEVICES
-from device_targets.session import Session, check_connected
+from device_targets.reach import HERE, Reach
+from device_targets.session import session_with
 from gos_adapt import __version__, baselines
 from gos_adapt.adaptation import ARRAYS_FILE, JSON_FILE, Adaptation
 from gos_adapt.bench import ADAPTED, FP32, INT8, ORIGINAL, bench, compare
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from device_targets import Device
+    from device_targets.session import Session
     from gos_adapt.config import AdaptConfig
     from gos_adapt.model.model import Model, Replacement
     from gos_adapt.profiling.profile import KernelLatency, Profile
@@ -97,11 +99,11 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
     model = _model_of(config)
     task = _task(config, model)
     device = DEVICES[config.target]()
-    check_connected(device)
+    session = session_with(device, config.reach, progress.note)
     with (
         RunFolder.open(config.folder, _identity(config, model, task, device), config.policy) as folder,
         progress.log_to(folder.claim("log.txt")),
-        Session(device) as session,
+        session,
         Workbench(session, progress) as workbench,
     ):
         progress.note(_opening(model, device, task))
@@ -176,14 +178,18 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> Result:
         return result
 
 
-def profile_model(model: Path, target: str, out: Path | None, progress: Progress) -> Profile:
+def profile_model(model: Path, target: str, out: Path | None, progress: Progress, reach: Reach = HERE) -> Profile:
     """Time every kernel of a model on a device, and the whole.
 
     Raises:
         AdaptError: see `gos_adapt.errors`.
     """
     loaded, device = load_model(model), DEVICES[target]()
-    with Session(device) as session, Workbench(session, progress) as workbench, progress.stage("profile"):
+    with (
+        session_with(device, reach, progress.note) as session,
+        Workbench(session, progress) as workbench,
+        progress.stage("profile"),
+    ):
         profile = workbench.profile(loaded, find_sites(loaded))
     if out is not None:
         folder = _folder(out)
@@ -191,7 +197,16 @@ def profile_model(model: Path, target: str, out: Path | None, progress: Progress
     return profile
 
 
-def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progress, *, dump: bool = False) -> None:
+def compile_to(
+    model: Path,
+    target: str,
+    out: Path,
+    batch: int,
+    progress: Progress,
+    *,
+    dump: bool = False,
+    reach: Reach = HERE,
+) -> None:
     """Compile a model as it is into ``out/model.so`` with ``out/model.json``.
 
     Args:
@@ -201,6 +216,7 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
         batch: Samples in one call.
         progress: Where to say what happens.
         dump: Also write the module after each phase of the compiler to ``out/phases``.
+        reach: Where the device is; one that is nowhere gets schedules that are guessed.
 
     Raises:
         AdaptError: see `gos_adapt.errors`.
@@ -211,13 +227,13 @@ def compile_to(model: Path, target: str, out: Path, batch: int, progress: Progre
     folder = _folder(out)
     path = folder / "model.so"
     with dump_phases(_folder(out / "phases")) if dump else nullcontext():
-        if device.local:
-            with Session(device) as session, Workbench(session, progress) as workbench:
+        if connected := device.local or reach.place is not None:
+            with session_with(device, reach, progress.note) as session, Workbench(session, progress) as workbench:
                 built = _built(partial(replace_atomic, path), path, partial(workbench.build, loaded, batch=batch))
         else:
             with progress.stage("compile"):
                 built = _built(partial(replace_atomic, path), path, partial(build_model, loaded.proto, device, batch))
-    if not device.local:
+    if not connected:
         progress.note(f"schedules are guesses: {device.name} is not connected, so nothing was timed on it")
     for note in _slow(built.kernels):
         progress.note(note)

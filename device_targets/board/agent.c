@@ -1,7 +1,7 @@
 /* What runs on a board: serves TVM's RPC, one session at a time, each in a process and a folder of its own.
  *
  *     agent --key KEY [--listen ADDRESS:PORT] [--tracker ADDRESS:PORT] [--session-timeout SECONDS] [--work FOLDER]
- *           [--with-parent]
+ *           [--with-parent PID]
  *
  * A kernel that crashes takes its session with it and nothing else, and one that never ends ends with its client. Who
  * connects has three seconds to say the key. Without --listen only this machine is served, at any free port, which is
@@ -15,6 +15,7 @@
 #include <ftw.h>
 #include <getopt.h>
 #include <glob.h>
+#include <limits.h>
 #include <netdb.h>
 #include <poll.h>
 #include <signal.h>
@@ -50,6 +51,7 @@ static const char SESSION_LOCK[] = "session.lock", AGENT_LOCK[] = "agent.lock";
 static const int SIGNALS[] = {SIGCHLD, SIGTERM, SIGINT};
 
 static unsigned session_s; /* 0: without end */
+static int agent_lock;
 static Tracker tracker = {.connection = -1};
 static volatile sig_atomic_t ending;
 
@@ -67,8 +69,8 @@ static int failed(const char *what) {
     return 1;
 }
 
-/* Locks are on files that each process opens for itself: the kernel gives them back however the holder ends, and others
- * can ask for one without taking it. */
+/* A lock is the kernel's: it ends with the last process that has its file, however that ends, and others can ask for it
+ * without taking it. */
 
 static int ask_lock(const char *name, int command, struct flock *lock) {
     int file = open(name, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
@@ -78,10 +80,10 @@ static int ask_lock(const char *name, int command, struct flock *lock) {
     return -1;
 }
 
-/* Held until this process ends. */
-static bool took(const char *name) {
+/* The file that holds the lock, or -1 where another process has it. */
+static int take_lock(const char *name) {
     struct flock lock;
-    return ask_lock(name, F_OFD_SETLK, &lock) >= 0;
+    return ask_lock(name, F_OFD_SETLK, &lock);
 }
 
 static bool in_session(void) {
@@ -110,7 +112,7 @@ static double greeted(int connection) {
     snprintf(wanted, sizeof wanted, "client:%s", tracker.match_key);
     if (key == NULL || strcmp(key, wanted) != 0)
         code = MISMATCH;
-    else if (!took(SESSION_LOCK))
+    else if (take_lock(SESSION_LOCK) < 0) /* held until this process ends */
         code = BUSY;
     if (!send_all(connection, &code, sizeof code) || code != ACCEPTED) return -1;
     int32_t length = snprintf(own, sizeof own, "server:%s", tracker.key);
@@ -151,11 +153,16 @@ static int remove_one(const char *path, const struct stat *status, int kind, str
 
 static void remove_folder(const char *folder) { nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS); }
 
-/* What an agent left that was ended in the middle. */
+/* What an agent left that was ended in the middle: folders named as ours are, and nothing else. */
 static void remove_old_sessions(void) {
     glob_t found;
-    if (glob("session-*", 0, NULL, &found) != 0) return;
-    for (size_t i = 0; i < found.gl_pathc; i++) remove_folder(found.gl_pathv[i]);
+    if (glob("session-[0-9]*", 0, NULL, &found) != 0) return;
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        const char *name = found.gl_pathv[i];
+        struct stat status;
+        bool ours = name[strlen("session-") + strspn(name + strlen("session-"), "0123456789")] == 0;
+        if (ours && lstat(name, &status) == 0 && S_ISDIR(status.st_mode)) remove_folder(name);
+    }
     globfree(&found);
 }
 
@@ -169,28 +176,39 @@ typedef struct {
 
 static Peer peers[MAX_PEERS];
 
+/* End when that process ends, and at once if it has. */
+static void die_with(pid_t parent) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+}
+
 static void accept_one(int listener) {
     int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (connection < 0) return;
     Peer *peer = peers;
     while (peer < peers + MAX_PEERS && peer->child != 0) peer++;
-    pid_t child = peer < peers + MAX_PEERS ? fork() : -1;
+    pid_t agent = getpid(), child = peer < peers + MAX_PEERS ? fork() : -1;
     if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        die_with(agent);
+        setpgid(0, 0); /* whatever it starts ends with it */
+        signal(SIGPIPE, SIG_IGN);
         sigset_t none;
         sigemptyset(&none);
         for (size_t i = 0; i < sizeof SIGNALS / sizeof *SIGNALS; i++) signal(SIGNALS[i], SIG_DFL);
         sigprocmask(SIG_SETMASK, &none, NULL);
         close(listener);
+        close(agent_lock);
         if (tracker.connection >= 0) close(tracker.connection);
         for (Peer *other = peers; other < peers + MAX_PEERS; other++)
             if (other->child != 0) close(other->connection);
         serve(connection);
     }
-    if (child > 0)
+    if (child > 0) {
+        setpgid(child, child); /* whoever of both comes first */
         *peer = (Peer){child, connection, false};
-    else
+    } else {
         close(connection);
+    }
 }
 
 /* Clear up after a child that ended; whether it had a session. */
@@ -200,6 +218,7 @@ static bool cleared(pid_t child, int status) {
         close(peer->connection);
         peer->child = 0;
     }
+    kill(-child, SIGKILL);
     Folder folder;
     struct stat found;
     name_folder(folder, child);
@@ -219,7 +238,7 @@ static bool cleared(pid_t child, int status) {
 /* End the children of peers that left and were not missed: they compute, without end perhaps. */
 static void end_the_left(void) {
     for (Peer *peer = peers; peer < peers + MAX_PEERS; peer++)
-        if (peer->child != 0 && peer->left) kill(peer->child, SIGKILL);
+        if (peer->child != 0 && peer->left) kill(-peer->child, SIGKILL);
 }
 
 /* The loop */
@@ -280,7 +299,6 @@ static bool waited(int listener) {
 }
 
 static void run(int listener) {
-    hold_signals();
     for (double looked_at = seconds(); !ending;) {
         if (tracker.address != NULL && tracker.connection < 0) keep_registered(&tracker, in_session(), false);
         if (waited(listener)) accept_one(listener);
@@ -295,15 +313,26 @@ static void run(int listener) {
     }
 }
 
+/* A whole number from 1 to a limit; 0 for anything else. */
+static unsigned number(const char *text, long limit) {
+    char *end = NULL;
+    long value = strtol(text, &end, 10);
+    return *text == 0 || *end != 0 || value < 1 || value > limit ? 0 : (unsigned)value;
+}
+
 static bool is_plain(const char *key) {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
     return key[0] != 0 && strlen(key) <= MAX_KEY && key[strspn(key, letters)] == 0;
 }
 
+static bool is_loopback(const char *address) {
+    return strncmp(address, "127.", 4) == 0 || strcmp(address, "::1") == 0 || strcmp(address, "localhost") == 0;
+}
+
 static int usage(const char *wrong) {
     if (wrong != NULL) say("%s", wrong);
     fputs("usage: agent --key KEY [--listen ADDRESS:PORT] [--tracker ADDRESS:PORT]\n"
-          "             [--session-timeout SECONDS] [--work FOLDER] [--with-parent]\n\n"
+          "             [--session-timeout SECONDS] [--work FOLDER] [--with-parent PID]\n\n"
           "  --key              what clients ask for: letters, digits and . _ -; or else in ADAPT_AGENT_KEY,\n"
           "                     where nobody else on this machine can read it\n"
           "  --listen           127.0.0.1 at any free port if not said: nobody but this machine is served.\n"
@@ -311,7 +340,7 @@ static int usage(const char *wrong) {
           "  --tracker          where to register; try again as long as it is away\n"
           "  --session-timeout  end a session that lasts longer\n"
           "  --work             folder for what clients send; adapt-work here if not said\n"
-          "  --with-parent      end when the process that started this one ends\n",
+          "  --with-parent      end when the process PID ends, which started this one\n",
           wrong ? stderr : stdout);
     return wrong ? 2 : 0;
 }
@@ -321,14 +350,14 @@ int main(int count, char **arguments) {
     static const struct option known[] = {
         {"key", required_argument, NULL, KEY},         {"listen", required_argument, NULL, LISTEN},
         {"tracker", required_argument, NULL, TRACKER}, {"session-timeout", required_argument, NULL, SESSION},
-        {"work", required_argument, NULL, WORK},       {"with-parent", no_argument, NULL, WITH_PARENT},
+        {"work", required_argument, NULL, WORK},       {"with-parent", required_argument, NULL, WITH_PARENT},
         {"help", no_argument, NULL, HELP},             {NULL, 0, NULL, 0},
     };
     char address[64] = "127.0.0.1", port[16] = "0", other[256], other_port[16];
     const char *work = "adapt-work";
+    pid_t parent = 0;
     tracker.key = getenv("ADAPT_AGENT_KEY");
     for (int option; (option = getopt_long(count, arguments, "", known, NULL)) != -1;) {
-        char *end = NULL;
         switch (option) {
         case KEY:
             tracker.key = optarg;
@@ -342,15 +371,14 @@ int main(int count, char **arguments) {
                 return usage("--tracker: ADDRESS:PORT");
             break;
         case SESSION:
-            session_s = (unsigned)strtoul(optarg, &end, 10);
-            if (*end != 0 || session_s == 0) return usage("--session-timeout: whole seconds");
+            session_s = number(optarg, LONGEST_S);
+            if (session_s == 0) return usage("--session-timeout: whole seconds, a million at most");
             break;
         case WORK:
             work = optarg;
             break;
         case WITH_PARENT:
-            prctl(PR_SET_PDEATHSIG, SIGKILL);
-            if (getppid() == 1) return 1; /* it ended before */
+            if ((parent = (pid_t)number(optarg, INT_MAX)) == 0) return usage("--with-parent: the number of a process");
             break;
         case HELP:
             return usage(NULL);
@@ -360,18 +388,23 @@ int main(int count, char **arguments) {
     }
     if (tracker.key == NULL || !is_plain(tracker.key)) return usage("--key: letters, digits and . _ -, at most 100");
     if (optind != count) return usage("options only");
+    if (tracker.address != NULL && is_loopback(address) && !is_loopback(other))
+        return usage("--tracker: clients would be sent to this board's 127.0.0.1; name an address of it with --listen");
     snprintf(tracker.match_key, MATCH_KEY, "%s", tracker.key); /* until a tracker hands out others */
     int listener = listen_at(address, port);
     if (listener < 0) return 1;
     if ((mkdir(work, 0700) != 0 && errno != EEXIST) || chdir(work) != 0) return failed(work);
-    if (!took(AGENT_LOCK)) {
+    if ((agent_lock = take_lock(AGENT_LOCK)) < 0) {
         say("another agent works in %s; name another folder with --work", work);
         return 1;
     }
+    if (parent != 0) die_with(parent);
     remove_old_sessions();
+    hold_signals();
     dlopen("libtvm_runtime_extra.so", RTLD_NOW | RTLD_GLOBAL); /* random numbers; without, who wants them is told */
     printf("%d\n", tracker.port);
     fflush(stdout);
+    dup2(STDERR_FILENO, STDOUT_FILENO); /* nobody reads on: what code says there goes to the log */
     say("serves %s at %s:%d", tracker.key, address, tracker.port);
     run(listener);
     say("ends");

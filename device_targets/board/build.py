@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from device_targets import child_process
 from device_targets.toolchain import GLIBC, compiler_for, run_compiler
 from gos_adapt.cache_folder import cache_folder
 from gos_adapt.errors import ConfigError, last_line
@@ -37,7 +38,8 @@ _MAX_BYTES = 2**28
 _RUN = """#!/bin/sh
 # Serve this board to TVM's RPC. Options: ./run.sh --help
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" exec "$here/agent" --key KEY --work "$here/work" "$@"
+export ADAPT_AGENT_KEY="${ADAPT_AGENT_KEY:-DEVICE}" LD_LIBRARY_PATH="$here/lib"
+exec "$here/agent" --work "$here/work" "$@"
 """
 
 
@@ -47,7 +49,7 @@ def build_agent(architecture: str, libraries: Path, path: Path) -> None:
     Args:
         architecture: As ``uname -m`` calls it.
         libraries: Folder of `LIBRARIES` for that architecture.
-        path: The program, which finds them there, or where LD_LIBRARY_PATH says.
+        path: The program, which finds them in the folder ``lib`` beside it, or where LD_LIBRARY_PATH says.
 
     Raises:
         ConfigError: no compiler compiles it.
@@ -56,9 +58,10 @@ def build_agent(architecture: str, libraries: Path, path: Path) -> None:
     sources = [str(_HERE / name) for name in SOURCES]
     linked = [str(libraries / name) for name in LIBRARIES if name != "libtvm_runtime_extra.so"]  # opened if it is there
     command = [*compiler, "-x", "c", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", str(path), *sources]
-    command += ["-x", "none", "-I", str(_headers()), "-Wl,--no-as-needed", *linked, "-Wl,--allow-shlib-undefined"]
+    command += ["-x", "none", "-I", str(_headers()), "-Wl,-rpath,$ORIGIN/lib", "-Wl,--allow-shlib-undefined"]
+    command += ["-Wl,--no-as-needed", *linked, "-ldl"]
     try:
-        run_compiler([*command, f"-Wl,-rpath,{libraries}", "-ldl"])
+        run_compiler(command)
     except RuntimeError as failure:
         raise ConfigError(f"{' '.join(compiler)} could not build the board's agent ({last_line(failure)})") from failure
 
@@ -70,17 +73,18 @@ def installed_agent() -> Path:
         ConfigError: no compiler compiles it, or there is no cache folder.
     """
     libraries = _installed()
-    identity = hashlib.sha256("".join(f"{path} " for path in libraries.values()).encode())
-    for file in sorted([*_HERE.glob("*.[ch]"), _headers() / "tvm" / "ffi" / "c_api.h"]):
+    machine = (platform.machine(), *platform.libc_ver(), *map(str, libraries.values()))
+    identity = hashlib.sha256(" ".join(machine).encode())
+    for file in sorted([*_HERE.glob("*.*"), _headers() / "tvm" / "ffi" / "c_api.h"]):
         identity.update(file.read_bytes())
     folder = cache_folder() / "agents" / identity.hexdigest()[:16]
     if not (folder / "agent").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lib").mkdir(parents=True, exist_ok=True)
         for name, library in libraries.items():
             with suppress(FileExistsError):
-                (folder / name).symlink_to(library)
+                (folder / "lib" / name).symlink_to(library)
         staged = folder / f"agent-{os.getpid()}"
-        build_agent(platform.machine(), folder, staged)
+        build_agent(platform.machine(), folder / "lib", staged)
         staged.replace(folder / "agent")
     return folder / "agent"
 
@@ -96,7 +100,7 @@ def pack_agent(device: Device, path: Path) -> None:
         (folder / "lib").mkdir(parents=True)
         runtime_for(device.architecture, folder / "lib")
         build_agent(device.architecture, folder / "lib", folder / "agent")
-        (folder / "run.sh").write_text(_RUN.replace("KEY", device.name))
+        (folder / "run.sh").write_text(_RUN.replace("DEVICE", device.name))
         (folder / "run.sh").chmod(0o755)
         packed = Path(scratch) / "agent.tar.gz"
         with tarfile.open(packed, "w:gz") as archive:
@@ -139,7 +143,7 @@ def _download(architecture: str, folder: Path) -> None:
     wanted = [f"{package}=={version(package)}" for package in PACKAGES]
     tag = f"manylinux_{GLIBC.replace('.', '_')}_{architecture}"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [*child_process.command("pip"), "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--platform", tag, "--python-version", python, "--dest", str(folder), *wanted]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_DOWNLOAD_S)
@@ -153,8 +157,11 @@ def _download(architecture: str, folder: Path) -> None:
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.infolist():
-            name = Path(member.filename).name
-            if name in LIBRARIES and member.file_size <= _MAX_BYTES:
-                (folder / name).write_bytes(archive.read(member))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                name = Path(member.filename).name
+                if name in LIBRARIES and member.file_size <= _MAX_BYTES:
+                    (folder / name).write_bytes(archive.read(member))
+    except zipfile.BadZipFile as failure:
+        raise ConfigError(f"the wheel {wheel.name} is damaged ({failure}); try again") from failure

@@ -39,10 +39,12 @@ bool send_all(int to, const void *bytes, size_t size) {
 
 void keep_alive(int connection) {
     int yes = 1, idle = 10, interval = 5, probes = 3;
+    unsigned unanswered_ms = 25000; /* of what was sent: then no probes are */
     setsockopt(connection, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
     setsockopt(connection, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
     setsockopt(connection, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
     setsockopt(connection, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+    setsockopt(connection, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof unanswered_ms);
     setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
 }
 

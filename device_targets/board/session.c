@@ -63,7 +63,11 @@ static int call(const char *name, TVMFFIAny *arguments, int count, TVMFFIAny *re
     TVMFFIObjectHandle function = NULL;
     Text text = {name, strlen(name)};
     if (TVMFFIFunctionGetGlobal(&text, &function) != 0) return -1;
-    if (function == NULL) return refuse("RuntimeError", name);
+    if (function == NULL) {
+        char why[MAX_NAME];
+        snprintf(why, sizeof why, "TVM's runtime here has no %s", name);
+        return refuse("RuntimeError", why);
+    }
     int failed = TVMFFIFunctionCall(function, arguments, count, result);
     TVMFFIObjectDecRef(function);
     return failed;

@@ -6,7 +6,7 @@
 int offer_functions(void);
 
 /* Serve a connected socket until the client is gone; 0 when it left in order. The working directory is the session's:
- * libraries are written there and loaded from there, and no client gets a path outside it. */
+ * libraries are written there and loaded from there. That guards against accidents, not against a client: it runs code. */
 int serve_socket(int connection);
 
 #endif

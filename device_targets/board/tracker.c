@@ -20,6 +20,7 @@ enum {
     UPDATE_INFO = 5,
     PENDING_KEYS = 7,
     ANSWER_S = 5,
+    RETRY_S = 5,  /* between two attempts, in which nobody else is heard for up to three times ANSWER_S */
     UNUSED_S = 6, /* a match key that was handed out and nobody came with for so long is replaced */
     MAX_ANSWER = 1 << 20,
 };
@@ -67,19 +68,26 @@ static bool is_there(Tracker *tracker, bool in_session, bool after_session) {
     return seconds() - tracker->pending_at < UNUSED_S || offer(tracker);
 }
 
+static bool greeted_by(int connection, const struct addrinfo *there) {
+    struct timeval patience = {ANSWER_S, 0};
+    setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience); /* also of connect */
+    keep_alive(connection);
+    int32_t magic = MAGIC;
+    return connect(connection, there->ai_addr, there->ai_addrlen) == 0 && send_all(connection, &magic, sizeof magic) &&
+           receive(connection, &magic, sizeof magic, seconds() + ANSWER_S) && magic == MAGIC;
+}
+
 static bool connected(Tracker *tracker) {
     char address[256], port[16];
     struct addrinfo wanted = {.ai_socktype = SOCK_STREAM}, *found;
     if (!split(tracker->address, address, sizeof address, port, sizeof port)) return false;
     if (getaddrinfo(address, port, &wanted, &found) != 0) return false;
-    int connection = tracker->connection = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct timeval patience = {ANSWER_S, 0};
-    setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience); /* also of connect */
-    keep_alive(connection);
-    int32_t magic = MAGIC;
-    bool greeted = connect(connection, found->ai_addr, found->ai_addrlen) == 0 &&
-                   send_all(connection, &magic, sizeof magic) &&
-                   receive(connection, &magic, sizeof magic, seconds() + ANSWER_S) && magic == MAGIC;
+    bool greeted = false;
+    for (const struct addrinfo *one = found; one != NULL && !greeted; one = one->ai_next) {
+        if (tracker->connection >= 0) close(tracker->connection);
+        tracker->connection = socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        greeted = greeted_by(tracker->connection, one);
+    }
     freeaddrinfo(found);
     tracker->offered = false;
     static const char info[] = "[%d, {\"key\": \"server:%s\", \"addr\": [null, %d]}]";
@@ -87,6 +95,8 @@ static bool connected(Tracker *tracker) {
 }
 
 void keep_registered(Tracker *tracker, bool in_session, bool after_session) {
+    if (tracker->connection < 0 && seconds() < tracker->next_try_at) return;
+    tracker->next_try_at = seconds() + RETRY_S;
     bool begins = tracker->connection < 0;
     if ((!begins || connected(tracker)) && is_there(tracker, in_session, after_session)) {
         if (begins) fprintf(stderr, "adapt-agent: registered as %s at %s\n", tracker->key, tracker->address);

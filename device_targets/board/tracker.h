@@ -14,7 +14,8 @@ typedef struct {
     int connection;            /* -1 while there is none */
     bool offered;
     double pending_at; /* when the match key was last seen waiting for a client */
-    bool missed;       /* it was told that the tracker is away */
+    double next_try_at;
+    bool missed; /* it was told that the tracker is away */
 } Tracker;
 
 /* Call every few seconds, and at once when a session has ended. Offers the board when it is free, again when a client

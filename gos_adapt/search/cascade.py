@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gos_adapt.cost.counted import counted_cost
+from gos_adapt.errors import DeviceError
 from gos_adapt.operators.graph import THESIS, Limits
 from gos_adapt.operators.hints import is_hinted
 from gos_adapt.quantities import Measurement
@@ -277,6 +278,8 @@ def timed(outcomes: Sequence[Outcome], context: Context, reserve_s: float = 0.0)
         together = missing[start : start + TOGETHER]
         batch = [(context.original, context.sites[0].weights), *((c.operator, c.weights[0]) for c in together)]
         original, *measurements = context.measure(batch)
+        if original.error:
+            raise DeviceError(f"timing the original operator failed: {original.error}; try the same command again")
         for candidate, measurement in zip(together, measurements, strict=True):
             pair = [measurement.to_json(), original.to_json()]
             context.folder.journal.put(context.key("latency", candidate.operator), pair)

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from compiling import graph, random
-from onnx import helper
+from compiling import random
+from tiny import tiny_model, write_tiny
 
 import gos_adapt
 from gos_adapt import cli, stage_times, verify
@@ -205,41 +205,9 @@ def test_profile_names_every_site(digits: Path, tmp_path: Path) -> None:
 # --- a network so small that a whole run takes seconds ---------------------------------------------------------------
 
 
-def tiny_model() -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c0"], ["r0"]),
-        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("GlobalAveragePool", ["r1"], ["g"]),
-        helper.make_node("Flatten", ["g"], ["f"]),
-        helper.make_node("Gemm", ["f", "w2", "b2"], ["y"], transB=1),
-    ]
-    smooth = np.outer(random(16), random(8 * 9)).reshape(16, 8, 3, 3)  # rank one: cheap operators can imitate it
-    weights = {
-        "w0": random(8, 1, 3, 3, seed=1), "b0": random(8, seed=2),
-        "w1": smooth / 8, "b1": random(16, seed=4),
-        "w2": random(4, 16, seed=5), "b2": random(4, seed=6),
-    }  # fmt: skip
-    return graph(nodes, ("N", 1, 12, 12), weights, {"y": 2})
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and a task whose labels are what the model says."""
-    folder = tmp_path_factory.mktemp("tiny")
-    onnx.save(tiny_model(), folder / "tiny.onnx")
-    session = onnxruntime.InferenceSession(str(folder / "tiny.onnx"), providers=["CPUExecutionProvider"])
-    for i, (split, count) in enumerate({"training": 256, "selection": 128, "test": 128}.items()):
-        images = random(count, 1, 12, 12, seed=10 + i)
-        np.savez(folder / f"{split}.npz", images=images, labels=session.run(None, {"x": images})[0].argmax(axis=1))
-    splits = "".join(f'[splits.{split}]\nfiles = ["{split}.npz"]\n' for split in ("training", "selection", "test"))
-    (folder / "task.toml").write_text(
-        '[input]\narray = "images"\n[target]\narray = "labels"\n'
-        + splits
-        + '[metric]\nname = "top-1"\n[training]\nloss = "cross-entropy"\nbatch = 64\n'
-    )
-    return folder
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def words_for(tiny: Path, out: Path) -> list[str]:

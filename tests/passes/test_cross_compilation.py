@@ -253,7 +253,7 @@ def test_what_must_run_on_a_board_says_in_one_line_what_works_and_writes_nothing
     monkeypatch.chdir(model.parent)
     assert cli.main([*command, str(model), "--target", "rpi3", "--quiet"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: measuring on boards is not available yet")
+    assert error.startswith("error: nothing says where rpi3 is: name its address with --address HOST:PORT")
     assert "'adapt compile MODEL --target rpi3 --out DIR'" in error
     assert error.count("\n") == 1
     assert sorted(model.parent.iterdir()) == [model]
@@ -269,9 +269,9 @@ def test_devices_says_what_can_be_measured(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["devices"]) == 0
     rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines() if row.split()[0] in DEVICES}
     assert rows.keys() == DEVICES.keys()
-    assert "measure" in rows["host"]
-    assert all("compile" in rows[board] for board in BOARDS)
-    assert all("none yet" in rows[gpu] for gpu in GPUS)
+    assert "here" in rows["host"]
+    assert all("--address" in rows[board] for board in BOARDS)
+    assert all("not yet" in rows[gpu] for gpu in GPUS)
     assert "38 GFLOP/s" in rows["rpi3"]
 
 
