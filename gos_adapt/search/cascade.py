@@ -25,6 +25,7 @@ from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.candidate import ORIGINAL, Candidate, Judgement, Outcome
 from gos_adapt.search.objectives import OBJECTIVES
 from gos_adapt.search.objectives.latency import latency_change_s
+from gos_adapt.task import is_acceptable
 
 if TYPE_CHECKING:
     from gos_adapt.model.model import Site
@@ -56,7 +57,7 @@ class Settings:
         offspring: Bred in a generation.
         mutation: Probability (thesis 4.3).
         crossover: Probability (thesis 4.3).
-        epsilon: What may be lost: a feasible candidate's drop is below it.
+        epsilon: What may be lost: a feasible candidate's drop is at most that.
         prediction_slack: How many times the original's latency a prediction must exceed to be believed.
         max_fit_error: Relative error of the fit from which on a candidate is not measured.
         fit_share: Of the time left that the fits of one generation may take.
@@ -366,10 +367,10 @@ def judge_one(outcome: Outcome, context: Context, settings: Settings) -> Outcome
     """Say what a candidate costs the model; stopped if that is too much."""
     judgement = _remembered_judgement(outcome.candidate, _judgement_key(outcome, context), context)
     outcome = replace(outcome, judgement=judgement)
-    if judgement.drop < settings.epsilon:
+    if is_acceptable(judgement.drop, settings.epsilon):
         return outcome
     excess = judgement.drop - settings.epsilon
-    text = f"loses {judgement.drop:.4g}, allowed is less than {settings.epsilon:.4g}"
+    text = f"loses {judgement.drop:.4g}, allowed is {settings.epsilon:.4g}"
     return outcome.stopped(text, excess / (1 + excess))
 
 

@@ -43,6 +43,7 @@ from gos_adapt.search.search import seed_candidates
 from gos_adapt.strategies.exchange import exchanged
 from gos_adapt.strategies.setting import WORTH, Adapted, Setting, Step, graph_key
 from gos_adapt.strategies.table import Table
+from gos_adapt.task import is_acceptable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +218,7 @@ class Joint(Setting):
             sets = list({frozenset(rows): rows for rows in improved}.values())
         chosen, recovered = self._race(sets, "goal", plan, math.inf, PASSES, deliver=True)
         lost = self.drop(recovered.score)
-        if lost >= self.request.epsilon:
+        if not is_acceptable(lost, self.request.epsilon):
             notes += (
                 f"On the selection split {lost:.4f} was lost for the latency asked for, more than the "
                 f"{self.request.epsilon:g} that is acceptable otherwise.",

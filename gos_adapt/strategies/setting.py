@@ -34,7 +34,7 @@ from gos_adapt.profiling.profile import Profile
 from gos_adapt.run_folder import arrays_file
 from gos_adapt.search.cascade import Context, Settings
 from gos_adapt.search.search import search
-from gos_adapt.task import Score
+from gos_adapt.task import Score, is_acceptable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -358,8 +358,8 @@ class Setting:
         return math.inf if math.isnan(lost) else lost
 
     def keeps_accuracy(self, recovered: Recovered) -> bool:
-        """Whether a recovery costs less than epsilon: outputs nearer to the original's may cost more of the metric."""
-        return self.drop(recovered.score) < self.request.epsilon
+        """Whether a recovery costs at most epsilon: outputs nearer to the original's may cost more of the metric."""
+        return is_acceptable(self.drop(recovered.score), self.request.epsilon)
 
 
 class _Clock:

@@ -18,6 +18,10 @@ Array = np.ndarray[Any, Any]
 TargetKind = Literal["classes", "values"]
 
 
+ROUNDING = 1e-9
+"""Of a difference of metrics: far less than one sample in a split of millions."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score of outputs against targets.
@@ -51,6 +55,11 @@ class Metric:
         if self.higher_is_better:
             return original - adapted
         return (adapted - original) / (original or 1.0)
+
+
+def is_acceptable(drop: float, epsilon: float) -> bool:
+    """Whether a drop is at most epsilon; 100 and 99 % differ by a little more than 0.01 in floating point."""
+    return drop <= epsilon + ROUNDING
 
 
 def _hits(k: int, outputs: Array, targets: Array) -> Array:

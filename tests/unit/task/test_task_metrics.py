@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score, mean_absolute_error, top_k_accuracy_score
 
-from gos_adapt.task import LOSSES, METRICS
+from gos_adapt.task import LOSSES, METRICS, is_acceptable
 
 
 def streamed(name: str, outputs: np.ndarray, targets: np.ndarray, batch: int) -> float:
@@ -106,3 +106,15 @@ def test_value_losses_do_not_broadcast_a_trailing_axis() -> None:
     outputs, targets = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 2.0, 3.0])
     assert LOSSES["mse"].task(outputs, targets).item() == pytest.approx(1 / 3)
     assert LOSSES["l1"].task(outputs, targets).item() == pytest.approx(1 / 3)
+
+
+def test_a_loss_of_exactly_what_is_acceptable_is_acceptable() -> None:
+    metric = METRICS["top-1"]
+    for n in (200, 400, 2048):
+        for hits in range(n // 2, n + 1):
+            original, allowed = hits / n, round(0.01 * n) / n
+            assert is_acceptable(metric.drop(original, original - allowed), allowed)
+            assert not is_acceptable(metric.drop(original, original - allowed - 1 / n), allowed)
+    assert is_acceptable(metric.drop(0.99, 0.98), 0.01)
+    assert is_acceptable(0.0, 0.0)
+    assert not is_acceptable(float("nan"), 0.01)
