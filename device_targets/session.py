@@ -239,7 +239,7 @@ class Session:
     def _start_threads(self) -> None:
         """Start TVM's threads there, by our agent each on a core of its own; TVM's own server cannot tie them."""
         try:
-            start = partial(self._remote.get_function(START_THREADS))
+            start = self._remote.get_function(START_THREADS)
         except AttributeError:
             start = partial(self._remote.get_function("runtime.config_threadpool"), _BIG_CORES)
         start(self.device.threads)

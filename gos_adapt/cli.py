@@ -346,10 +346,11 @@ def build(device: str, out: Path | None, verbosity: Verbosity | None) -> None:
     check_target(device)
     from device_targets import DEVICES
     from device_targets.board.build import pack_agent
+    from gos_adapt.run_folder import replace_atomic
 
     path = out or Path(f"adapt-agent-{device}.tar.gz")
     with _progress(verbosity).stage(f"agent for {device}"):
-        pack_agent(DEVICES[device](), path)
+        replace_atomic(path, functools.partial(pack_agent, DEVICES[device]()))
     click.echo(f"agent: {path}")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tvm
+from agents import HANG, free_port, library_of, running_tracker
 from compiling import graph, random
 from onnx import helper
 from processes import gone
@@ -151,9 +152,7 @@ CRASH = "#include <stdlib.h>\n__attribute__((constructor)) static void crash(voi
 
 
 def test_code_that_crashes_takes_only_its_session_with_it(agent: Agent, tmp_path: Path) -> None:
-    (tmp_path / "crash.c").write_text(CRASH)
-    library = tmp_path / "crash.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "crash.c")], check=True)
+    library = library_of(CRASH, tmp_path, "crash")
     remote = agent.connect()
     remote.upload(bytearray(library.read_bytes()), "crash.so")
     with pytest.raises(Exception, match=r"."):
@@ -163,9 +162,7 @@ def test_code_that_crashes_takes_only_its_session_with_it(agent: Agent, tmp_path
 
 
 def test_a_kernel_without_end_ends_with_its_client(agent: Agent, tmp_path: Path) -> None:
-    (tmp_path / "hang.c").write_text("__attribute__((constructor)) static void hang(void) { for (;;) ; }\n")
-    library = tmp_path / "hang.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "hang.c")], check=True)
+    library = library_of(HANG, tmp_path, "hang")
     client = (
         "import sys; from tvm import rpc; remote = rpc.connect('127.0.0.1', int(sys.argv[1]), sys.argv[2]);"
         "remote.upload(bytearray(open(sys.argv[3], 'rb').read()), 'hang.so'); print('sent', flush=True);"
@@ -334,9 +331,8 @@ def test_options_are_checked(program: Path) -> None:
 
 @pytest.fixture
 def tracker() -> Iterator[Tracker]:
-    tracker = Tracker("127.0.0.1", port=19190, port_end=19290, silent=True)
-    yield tracker
-    tracker.terminate()
+    with running_tracker() as tracker:
+        yield tracker
 
 
 def test_boards_of_one_key_are_handed_out_and_come_back(program: Path, tmp_path: Path, tracker: Tracker) -> None:
@@ -367,9 +363,7 @@ def test_a_board_whose_client_never_came_is_handed_out_again(program: Path, tmp_
 
 
 def test_an_agent_waits_for_its_tracker_and_finds_it_again(program: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with running(program, tmp_path / "work", "--tracker", f"127.0.0.1:{port}") as agent:
         for _ in range(2):
             tracker = Tracker("127.0.0.1", port=port, port_end=port + 1, silent=True, reuse_addr=True)

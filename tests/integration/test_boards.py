@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from agents import agent, free_port, running_tracker
 from tiny import write_tiny
-from tvm.rpc.tracker import Tracker
 
 from device_targets import DEVICES, host
-from device_targets.board.build import installed_agent
 from gos_adapt import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.rpc
@@ -38,23 +32,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-@contextmanager
-def agent(work: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [str(installed_agent()), "--key", BOARD, "--work", str(work), "--with-parent", str(os.getpid()), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.fixture
 def address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def words_for(tiny: Path, address: str, out: Path) -> list[str]:
@@ -63,7 +43,7 @@ def words_for(tiny: Path, address: str, out: Path) -> list[str]:
 
 
 def test_a_model_is_adapted_to_a_board(tiny: Path, address: str, tmp_path: Path) -> None:
-    with agent(tmp_path / "work", "--listen", address):
+    with agent(BOARD, tmp_path / "work", "--listen", address):
         assert cli.main(words_for(tiny, address, tmp_path / "run")) == 0
         result = json.loads((tmp_path / "run" / "result.json").read_text())
         assert result["device"]["name"] == BOARD
@@ -77,7 +57,7 @@ def test_a_board_is_profiled_and_compiled_for(
     tiny: Path, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reach = ["--target", BOARD, "--address", address]
-    with agent(tmp_path / "work", "--listen", address):
+    with agent(BOARD, tmp_path / "work", "--listen", address):
         assert cli.main(["profile", str(tiny / "tiny.onnx"), *reach, "--out", str(tmp_path / "p")]) == 0
         assert json.loads((tmp_path / "p" / "profile.json").read_text())["device"] == BOARD
         assert cli.main(["compile", str(tiny / "tiny.onnx"), *reach, "--out", str(tmp_path / "c")]) == 0
@@ -85,14 +65,11 @@ def test_a_board_is_profiled_and_compiled_for(
 
 
 def test_a_board_from_a_tracker(tiny: Path, tmp_path: Path) -> None:
-    tracker = Tracker("127.0.0.1", port=19190, port_end=19290, silent=True)
-    place = f"127.0.0.1:{tracker.port}"
-    try:
-        with agent(tmp_path / "work", "--tracker", place):
+    with running_tracker() as tracker:
+        place = f"127.0.0.1:{tracker.port}"
+        with agent(BOARD, tmp_path / "work", "--tracker", place):
             words = ["profile", str(tiny / "tiny.onnx"), "--target", BOARD, "--tracker", place]
             assert cli.main(words) == 0
-    finally:
-        tracker.terminate()
 
 
 def test_a_board_that_is_unplugged_again_and_again_costs_no_result(tiny: Path, address: str, tmp_path: Path) -> None:
@@ -102,7 +79,7 @@ def test_a_board_that_is_unplugged_again_and_again_costs_no_result(tiny: Path, a
     def unplug() -> None:
         nonlocal times
         while not over.is_set():
-            with agent(tmp_path / "work", "--listen", address):
+            with agent(BOARD, tmp_path / "work", "--listen", address):
                 over.wait(4 + 2 * times)
             times += 1
             time.sleep(0.5)

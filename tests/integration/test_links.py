@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-import subprocess
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from agents import HANG, agent, free_port, library_of, running_tracker
 from compiling import expected, graph, random
 from onnx import helper
 from tvm import rpc
 from tvm.rpc import base
-from tvm.rpc.tracker import Tracker
 
 from device_targets import host, link, network_link
-from device_targets.board.build import installed_agent
 from device_targets.network_link import DirectLink, TrackerLink
 from device_targets.session import Session
 from gos_adapt.errors import DeviceError, DeviceUnreachableError
@@ -30,29 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tvm.rpc.tracker import Tracker
+
     from device_targets.link import Link
 
 KEY = "box"
 MODEL = graph([helper.make_node("MatMul", ["x", "w"], ["y"])], (1, 8), {"w": random(8, 4)}, {"y": 2})
 
 
-@contextmanager
-def agent(work: Path, *options: str) -> Iterator[int]:
-    """An agent; its port."""
-    command = [str(installed_agent()), "--key", KEY, "--work", str(work), "--with-parent", str(os.getpid()), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
-
-
 @pytest.fixture
 def tracker() -> Iterator[Tracker]:
-    tracker = Tracker("127.0.0.1", port=19190, port_end=19290, silent=True)
-    yield tracker
-    tracker.terminate()
+    with running_tracker() as tracker:
+        yield tracker
 
 
 def registered(tracker: Tracker) -> None:
@@ -74,13 +60,13 @@ def runs(way: Link, folder: Path) -> bool:
 
 
 def test_a_board_at_an_address(tmp_path: Path) -> None:
-    with agent(tmp_path / "work") as port:
+    with agent(KEY, tmp_path / "work") as port:
         assert runs(DirectLink("127.0.0.1", port, KEY), tmp_path)
         assert runs(DirectLink("localhost", port, KEY), tmp_path)
 
 
 def test_a_board_from_a_tracker(tmp_path: Path, tracker: Tracker) -> None:
-    with agent(tmp_path / "work", "--tracker", f"127.0.0.1:{tracker.port}"):
+    with agent(KEY, tmp_path / "work", "--tracker", f"127.0.0.1:{tracker.port}"):
         way = TrackerLink("127.0.0.1", tracker.port, KEY)
         registered(tracker)
         assert runs(way, tmp_path)
@@ -88,7 +74,7 @@ def test_a_board_from_a_tracker(tmp_path: Path, tracker: Tracker) -> None:
 
 
 def test_a_tracker_without_such_a_board(tmp_path: Path, tracker: Tracker) -> None:
-    with agent(tmp_path / "work", "--tracker", f"127.0.0.1:{tracker.port}"):
+    with agent(KEY, tmp_path / "work", "--tracker", f"127.0.0.1:{tracker.port}"):
         registered(tracker)
         with pytest.raises(DeviceUnreachableError, match=r"^other of the tracker .*: no such board is registered"):
             TrackerLink("127.0.0.1", tracker.port, "other").connect()
@@ -98,7 +84,7 @@ def test_a_board_of_a_tracker_that_does_not_become_free(
     tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network_link, "FREE_S", 1.0)
-    with agent(tmp_path / "work", "--tracker", f"127.0.0.1:{tracker.port}"):
+    with agent(KEY, tmp_path / "work", "--tracker", f"127.0.0.1:{tracker.port}"):
         registered(tracker)
         first = TrackerLink("127.0.0.1", tracker.port, KEY).connect()
         with pytest.raises(DeviceUnreachableError, match="no board became free in 1 s"):
@@ -107,7 +93,7 @@ def test_a_board_of_a_tracker_that_does_not_become_free(
 
 
 def test_a_board_that_is_taken_and_one_with_another_key(tmp_path: Path) -> None:
-    with agent(tmp_path / "work") as port:
+    with agent(KEY, tmp_path / "work") as port:
         first = DirectLink("127.0.0.1", port, KEY).connect()
         with pytest.raises(DeviceUnreachableError, match=f"box at 127.0.0.1:{port} cannot be used: another client has"):
             DirectLink("127.0.0.1", port, KEY).connect()
@@ -117,10 +103,8 @@ def test_a_board_that_is_taken_and_one_with_another_key(tmp_path: Path) -> None:
 
 
 def test_a_call_that_hangs_fails_when_its_connection_is_cut(tmp_path: Path) -> None:
-    (tmp_path / "hang.c").write_text("__attribute__((constructor)) static void hang(void) { for (;;) ; }\n")
-    library = tmp_path / "hang.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "hang.c")], check=True)
-    with agent(tmp_path / "work") as port:
+    library = library_of(HANG, tmp_path, "hang")
+    with agent(KEY, tmp_path / "work") as port:
         way = DirectLink("127.0.0.1", port, KEY)
         connection = way.connect()
         connection.remote.upload(bytearray(library.read_bytes()), "hang.so")
@@ -133,16 +117,14 @@ def test_a_call_that_hangs_fails_when_its_connection_is_cut(tmp_path: Path) -> N
 
 
 def test_a_board_that_is_gone_for_a_while_is_waited_for(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     way = DirectLink("127.0.0.1", port, KEY)
     waited: list[str] = []
     ready = threading.Event()
 
     def comes_later() -> None:
         time.sleep(1.5)
-        with agent(tmp_path / "work", "--listen", f"127.0.0.1:{port}"):
+        with agent(KEY, tmp_path / "work", "--listen", f"127.0.0.1:{port}"):
             ready.wait(30)
 
     board = threading.Thread(target=comes_later)
@@ -244,9 +226,7 @@ def test_whoever_answers_in_the_place_of_a_board_is_refused_in_time(
 
 
 def test_nobody_there() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     for way in (DirectLink("127.0.0.1", port, KEY), TrackerLink("127.0.0.1", port, KEY)):
         with pytest.raises(DeviceUnreachableError, match=rf"^box .*127.0.0.1:{port}"):
             way.connect()
