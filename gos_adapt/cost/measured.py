@@ -42,5 +42,15 @@ def change_s(adapted: Measurement, original: Measurement) -> float:
 
 
 def clearly_faster(adapted: Measurement, original: Measurement) -> bool:
-    """Whether the medians differ by more than the noise of both together."""
-    return change_s(adapted, original) < -(noise_s(adapted) + noise_s(original))
+    """Whether `adapted` took less time in three quarters of the pairs of samples, which were taken in turns.
+
+    By chance that happens to one of 200 operators that are as fast as the original, of which 30 samples each were taken
+    (sign test). Spreads of the samples would not do: a neighbour's load comes and goes, slows both, and hides a quarter
+    less.
+
+    Args:
+        adapted: Measured in turns with `original`.
+        original: With as many samples.
+    """
+    ratios = [own / other for own, other in zip(adapted.samples_s, original.samples_s, strict=True)]
+    return (quantiles(ratios, n=4, method="inclusive")[2] if len(ratios) > 1 else ratios[0]) < 1

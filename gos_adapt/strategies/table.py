@@ -26,7 +26,7 @@ from gos_adapt.search.search import is_faster
 from gos_adapt.strategies.programme import MeasuredSet, Option, cheapest_set, largest_saving, measured_sets
 from gos_adapt.strategies.setting import graph_key
 from gos_adapt.strategies.tuned_latency import in_turn, timed_tuned
-from gos_adapt.workbench import WHOLE_EFFORT
+from gos_adapt.workbench import CANDIDATE_EFFORT, WHOLE_EFFORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -234,7 +234,7 @@ class Table:
         loss = setting.folder.journal.get(key)
         assert outcome.latency is not None
         assert outcome.original_latency is not None
-        saved = 1 - outcome.latency.median_s / outcome.original_latency.median_s
+        saved = 1 - ratio_in_turns(outcome.latency, outcome.original_latency, CANDIDATE_EFFORT.samples)
         option = Option(frozenset(site.nodes), saved * self._profile.sites[site.name].median_s, loss)
         setting.progress.detail(
             f"{site.name}: {candidate.lineage[-1]} saves {1e6 * option.saves_s:.1f} µs, loss {loss:.3g}"

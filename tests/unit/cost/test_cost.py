@@ -64,13 +64,33 @@ def test_an_operator_without_kernels_still_costs_a_call():
     assert Roofline(kernel_overhead_s=2.0).predict(identity).latency_s >= 2.0
 
 
-def test_faster_only_beyond_the_noise():
+def test_noise_and_change_are_of_all_samples():
     original, noisy = measured(1.0, 1.0, 1.0), measured(0.5, 0.7, 0.9, 1.1, 1.3)
     assert noise_s(noisy) == pytest.approx(0.2)
     assert noise_s(measured(1.0)) == 0.0
     assert change_s(noisy, original) == pytest.approx(-0.1)
-    assert not clearly_faster(noisy, original)
-    assert clearly_faster(measured(0.9, 0.9), original)
+
+
+@pytest.mark.parametrize(
+    ("samples", "faster"),
+    [
+        ((0.9,), True),
+        ((1.0,), False),
+        ((0.9, 0.9, 0.9, 1.1), True),
+        ((0.5, 0.5, 1.1, 1.1), False),
+        ((0.5, 0.7, 0.9, 1.1, 1.3), False),
+    ],
+)
+def test_clearly_faster_is_in_three_quarters_of_the_pairs(samples, faster):
+    assert clearly_faster(measured(*samples), measured(*[1.0] * len(samples))) is faster
+
+
+def test_a_load_that_slows_both_hides_no_difference():
+    loads = [1.0, 1.1, 3.0, 2.9, 1.0, 5.0, 1.2, 2.0]
+    original, adapted = measured(*loads), measured(*(0.9 * load for load in loads))
+    assert change_s(adapted, original) > -noise_s(original)
+    assert clearly_faster(adapted, original)
+    assert not clearly_faster(original, adapted)
 
 
 def test_a_slow_moment_longer_than_a_turn_cancels():

@@ -274,8 +274,12 @@ def test_the_original_in_another_order_is_timed(model, tmp_path):
 
 def test_a_gain_within_the_noise_is_not_chosen(model, tmp_path):
     def noisy(batch):
-        clean = counted_latencies(batch)
-        return [Measurement(tuple(m.median_s * f for f in (0.2, 0.6, 1.0, 2.0, 4.0)), CONDITIONS) for m in clean]
+        original, *others = counted_latencies(batch)
+        factors = [(0.2, 0.6, 1.0, 2.0, 4.0), *[(4.0, 2.0, 1.0, 0.6, 0.2)] * len(others)]
+        return [
+            Measurement(tuple(clean.median_s * factor for factor in own), CONDITIONS)
+            for clean, own in zip((original, *others), factors, strict=True)
+        ]
 
     front, _ = run(
         model, tmp_path, measure=noisy, settings=Settings(generations=1, population=8, offspring=8, epsilon=0.9)
